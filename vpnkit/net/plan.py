@@ -1,0 +1,76 @@
+"""The address plan of one virtual network: who has which address, and what it is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from vpnkit.errors import ConfigError
+
+SERVER_MAC: Final = bytes.fromhex("f61636bcf9c6")  # the original's
+GUEST_MAC_PREFIX: Final = bytes.fromhex("0250")  # then a 32-bit guest number, from 1
+
+GATEWAY_NAMES: Final = ("gateway.internal", "gateway.docker.internal", "gateway.containers.internal")
+HOST_NAMES: Final = ("host.internal", "host.docker.internal", "host.containers.internal")
+VM_NAMES: Final = ("vm.internal",)
+
+
+def guest_mac(number: int) -> bytes:
+    """The MAC address of guest `number` (from 1)."""
+    return GUEST_MAC_PREFIX + number.to_bytes(4, "big")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One virtual LAN.  Raises ConfigError when the addresses do not fit together."""
+
+    subnet: IPv4Network = IPv4Network("192.168.65.0/24")
+    gateway: IPv4Address | None = None  # default: the first address
+    host: IPv4Address | None = None  # the alias of the host's loopback; default: the second address
+    host_loopback: bool = True  # False: there is no alias
+    guest: IPv4Address | None = None  # the first guest; default: the third address
+    mtu: int = 65520
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    host_names: tuple[str, ...] = HOST_NAMES
+    gateway_names: tuple[str, ...] = GATEWAY_NAMES
+    vm_names: tuple[str, ...] = VM_NAMES
+    server_mac: bytes = field(default=SERVER_MAC)
+
+    def __post_init__(self) -> None:
+        if self.subnet.prefixlen > 29:
+            raise ConfigError(f"subnet {self.subnet} is too small: a gateway, a host alias and guests need a /29")
+        first = self.subnet.network_address
+        for name, offset in (("gateway", 1), ("host", 2), ("guest", 3)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, first + offset)
+        used: dict[IPv4Address, str] = {}
+        for name in ("gateway", "host", "guest"):
+            address = getattr(self, name)
+            if address not in self.subnet or address in (first, self.subnet.broadcast_address):
+                raise ConfigError(f"{name} address {address} is not a host address of subnet {self.subnet}")
+            if address in used:
+                raise ConfigError(f"{name} address {address} is already the {used[address]} address")
+            used[address] = name
+        if not 576 <= self.mtu <= 65520:
+            raise ConfigError(f"mtu {self.mtu} is out of range: 576 to 65520")
+
+    @property
+    def gateway_ip(self) -> IPv4Address:
+        assert self.gateway is not None
+        return self.gateway
+
+    @property
+    def host_ip(self) -> IPv4Address | None:
+        """The alias of the host's loopback, or None when it is disabled."""
+        return self.host if self.host_loopback else None
+
+    @property
+    def guest_ip(self) -> IPv4Address:
+        assert self.guest is not None
+        return self.guest
+
+    def pool(self) -> tuple[IPv4Address, IPv4Address]:
+        """The first and the last address that guests may have (the gateway and the alias excepted)."""
+        return self.guest_ip, self.subnet.broadcast_address - 1

@@ -1,0 +1,1 @@
+"""RULES: (input, now) changes state, output is pulled.  No waiting, no sockets, no clock, no dice, no logging."""

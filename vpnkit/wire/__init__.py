@@ -1,0 +1,1 @@
+"""BITS: bytes to values and back, one file per protocol.  No state, no clock, no waiting."""
