@@ -1,0 +1,89 @@
+"""What a running instance says about itself.
+
+These records are the bodies of the control API, so a field keeps its name and its unit for ever.  Frames and octets
+are counted as in LinkStatistics, octets of flows are payload only; `to_host` is what guests sent.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class StatusReport(Struct, frozen=True, kw_only=True):
+    """One instance at a glance.  Frames and octets are those of all guests since the start, gone guests included."""
+
+    name: str
+    version: str
+    pid: int
+    uptime_seconds: float
+    subnet: str  # CIDR
+    gateway: str
+    host: str | None  # the alias of the host's loopback; None when it is disabled
+    mtu: int
+    dns: list[str]  # the servers that queries are forwarded to, ADDRESS#PORT
+    guests: int
+    flows: dict[str, int]  # by protocol, those open now
+    frames_to_host: int
+    frames_to_guest: int
+    bytes_to_host: int
+    bytes_to_guest: int
+    counters: dict[str, int]  # everything else that is counted: drops, refusals, evictions, contained failures
+    warnings: list[str]  # what the operator should know: an offload that is missing, a table that overflowed
+
+
+class GuestReport(Struct, frozen=True, kw_only=True):
+    """One guest: a link and what was agreed on it."""
+
+    id: int
+    link: str  # as in `--link`, or what `run` made: netns:...
+    mac: str | None  # None until the guest has sent a frame
+    ip: str | None  # None until it has an address
+    mtu: int
+    offloads: list[str]  # of: checksum, tso4, tso6, uso
+    frames_to_host: int
+    frames_to_guest: int
+    bytes_to_host: int
+    bytes_to_guest: int
+
+
+class FlowReport(Struct, frozen=True, kw_only=True):
+    """One connection or association.  Addresses are ADDRESS:PORT, IPv6 in brackets; ICMP has the identifier as port."""
+
+    id: int
+    protocol: Literal["tcp", "udp", "icmp"]
+    direction: Literal["in", "out"]  # out: the guest opened it
+    guest: str
+    remote: str  # what the guest addressed, or thinks it was addressed by
+    host: str  # what our own socket talks to
+    state: str
+    bytes_to_host: int
+    bytes_to_guest: int
+    age_seconds: float
+    idle_seconds: float
+    rtt_us: int | None  # on the link to the guest; None where it is not measured
+    retransmissions: int
+
+
+class LeaseReport(Struct, frozen=True, kw_only=True):
+    """One address of the pool that DHCP gave or promised."""
+
+    ip: str
+    mac: str
+    hostname: str
+    client_id: str  # hexadecimal; empty when the guest sent none
+    expires_in_seconds: float | None  # None: never
+    state: str  # offered, bound, declined, ...
+
+
+class ForwardReport(Struct, frozen=True, kw_only=True):
+    """One listening address of one forward: a forward that listens on 127.0.0.1 and ::1 is two of these."""
+
+    protocol: Literal["tcp", "udp"]
+    host_address: str
+    host_port: int
+    guest_address: str | None  # None: the first guest, whatever its address
+    guest_port: int
+    connections: int  # open now
+    spec: str  # what `unexpose` takes
