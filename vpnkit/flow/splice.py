@@ -1,0 +1,253 @@
+"""A flow whose other end is a host socket, without a task and without a stream between: the fast path of `relay`.
+
+Octets of the guest go from the burst's buffer straight into the host's socket; only what the kernel did not take is
+copied and kept, and the window does not reopen until it left.  Octets of the host are read when the guest's window has
+room for them, kept until the guest acknowledged them, and sent in the segments that the link can take.
+
+The socket is registered edge-triggered, so `_readable` and `_writable` remember what the kernel said until it says
+EAGAIN.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from vpnkit.flow.host import reset
+from vpnkit.flow.poller import HANGUP, READABLE, WRITABLE
+from vpnkit.flow.tcp_flow import FlowHost, TcpFlow
+from vpnkit.proto.tcp.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vpnkit.flow.poller import Poller
+    from vpnkit.proto.tcp.connection import TcpConnection
+    from vpnkit.wire.tcp import FrameTemplate
+
+log = logging.getLogger(__name__)
+
+FETCH_BUDGET: Final = 4  # reads of one socket per turn of the loop, 256 KiB: then the others
+GATHER: Final = 64  # buffers of the backlog in one `sendmsg`
+
+
+class SpliceFlow(TcpFlow):
+    """The guest's connection and a host socket, joined."""
+
+    __slots__ = (
+        "_answered",
+        "_backlog",
+        "_hangup",
+        "_host_finished",
+        "_poller",
+        "_readable",
+        "_shut",
+        "_socket",
+        "_writable",
+    )
+
+    def __init__(
+        self,
+        guest: FlowHost,
+        number: int,
+        key: bytes,
+        connection: TcpConnection,
+        template: FrameTemplate,
+        host: socket.socket,
+        poller: Poller,
+        *,
+        inbound: bool = False,
+    ) -> None:
+        super().__init__(guest, number, key, connection, template, inbound=inbound)
+        self._socket: socket.socket | None = host
+        self._poller = poller
+        self._answered: Callable[[SpliceFlow, int], None] | None = None
+        self._backlog: deque[bytes | memoryview] = deque()
+        self._readable = False
+        self._writable = True
+        self._hangup = False
+        self._host_finished = False  # the host said EOF
+        self._shut = False  # we told the host EOF
+
+    def wait_for_host(self, answered: Callable[[SpliceFlow, int], None]) -> None:
+        """The host socket is connecting; `answered` is called once with the errno, 0 for success."""
+        self._answered = answered
+        self._register()
+
+    def opened(self) -> None:
+        """The host socket is connected."""
+        if self._answered is None:
+            self._register()
+        self._answered = None
+        self._readable = True  # the edge may be behind us
+
+    def _register(self) -> None:
+        if self._socket is not None:
+            self._poller.register(self._socket.fileno(), self)
+
+    # The poller's side
+
+    def on_ready(self, events: int) -> None:
+        if self._answered is not None:
+            self._connect_event(events)
+            return
+        if events & READABLE:
+            self._readable = True
+        if events & WRITABLE:
+            self._writable = True
+        if events & HANGUP:
+            self._hangup = True
+        self.guest.touch(self)
+
+    def _connect_event(self, events: int) -> None:
+        if not events & (WRITABLE | HANGUP) or self._socket is None or self._answered is None:
+            return
+        number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number == 0:
+            try:
+                self._socket.getpeername()
+            except OSError as error:
+                if error.errno == errno.ENOTCONN:
+                    return  # an event of the time before `connect`
+                raise
+        self._answered(self, number)
+
+    def on_failure(self, error: BaseException) -> None:
+        """The containment boundary of one connection: reset it, the others go on."""
+        log.error("flow %d tcp: internal error", self.number, exc_info=error)
+        self.connection.abort(f"internal error: {error!r}")
+        self.guest.touch(self)
+
+    # The burst loop's side
+
+    def deliver(self, now: float) -> None:
+        connection = self.connection
+        if connection.state is State.SYN_HELD or (connection.state is State.SYN_SENT):
+            return
+        if connection.aborted:
+            return
+        receiver = connection.receiver
+        inbox = receiver.inbox
+        if inbox:
+            self.active_at = now
+            if not self._writable or self._backlog:
+                self._keep(inbox)
+            else:
+                self._send_inbox(inbox)
+            inbox.clear()
+        if self._backlog and self._writable:
+            self._send_backlog()
+        if receiver.finished and not self._shut and not self._backlog:
+            self._shut = True
+            if self._socket is not None:
+                try:
+                    self._socket.shutdown(socket.SHUT_WR)
+                except OSError as error:
+                    self._host_failed(error)
+
+    def _send_inbox(self, inbox: list[memoryview | bytes]) -> None:
+        host = self._socket
+        if host is None:
+            return
+        try:
+            taken = host.send(inbox[0]) if len(inbox) == 1 else host.sendmsg(inbox)
+        except BlockingIOError:
+            taken = 0
+        except OSError as error:
+            self._host_failed(error)
+            return
+        self.bytes_to_host += taken
+        for i, data in enumerate(inbox):
+            if taken < len(data):
+                self._writable = False
+                self._keep([data[taken:], *inbox[i + 1 :]])
+                return
+            taken -= len(data)
+
+    def _keep(self, inbox: list[memoryview | bytes]) -> None:
+        octets = 0
+        for data in inbox:
+            octets += len(data)
+            self._backlog.append(bytes(data))
+        self.connection.receiver.buffered += octets
+
+    def _send_backlog(self) -> None:
+        host = self._socket
+        backlog = self._backlog
+        while backlog and host is not None:
+            batch = [backlog[i] for i in range(min(len(backlog), GATHER))]
+            try:
+                taken = host.sendmsg(batch)
+            except BlockingIOError:
+                self._writable = False
+                return
+            except OSError as error:
+                self._host_failed(error)
+                return
+            self.bytes_to_host += taken
+            self.connection.consumed(taken)
+            while backlog and taken >= len(backlog[0]):
+                taken -= len(backlog.popleft())
+            if taken:
+                backlog[0] = memoryview(backlog[0])[taken:]
+                self._writable = False
+                return
+
+    def fetch(self, now: float) -> None:
+        connection = self.connection
+        host = self._socket
+        if not self._readable or self._host_finished or host is None or not connection.is_open or connection.aborted:
+            return
+        sender = connection.sender
+        budget = FETCH_BUDGET
+        while budget:
+            limit = sender.room()
+            if not limit:
+                return
+            if limit > sender.limit:
+                limit = sender.limit
+            try:
+                data = host.recv(limit)
+            except BlockingIOError:
+                self._readable = False
+                return
+            except OSError as error:
+                self._host_failed(error)
+                return
+            if not data:
+                self._readable = False
+                self._host_finished = True
+                connection.finish()
+                return
+            sender.write(data)
+            self.active_at = now
+            if len(data) < limit and not self._hangup:
+                self._readable = False  # the kernel had no more; an edge tells when it has
+                return
+            if not self.transmit(now):
+                return
+            budget -= 1
+        self.guest.touch(self)
+
+    def _host_failed(self, error: OSError) -> None:
+        self.connection.abort(f"host: {error.strerror or error}")
+
+    @property
+    def is_over(self) -> bool:
+        return self._host_finished and not self._backlog and (self._shut or bool(self.connection.aborted))
+
+    def release(self) -> None:
+        host, self._socket = self._socket, None
+        if host is None:
+            return
+        self._poller.unregister(host.fileno())
+        if self.connection.aborted:
+            reset(host)
+        else:
+            host.close()
+        self._backlog.clear()
+
+

@@ -1,0 +1,177 @@
+"""One TCP connection of the guest in the burst loop: the core, the headers that it needs, and the other end.
+
+A flow is settled at the end of each burst that touched it: what came is delivered, what may go is fetched, the
+segments leave, the timer is set.  What "the other end" is, a subclass knows: a host socket (`splice`), or a trio
+stream for whoever wants to read and write (`stream`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from vpnkit.proto.deadlines import NEVER
+from vpnkit.wire.tcp import CHECKSUM_OFFSET, FrameTemplate
+
+if TYPE_CHECKING:
+    from tapdev.link import Link
+    from vpnkit.proto.tcp.connection import OutSegment, TcpConnection
+
+GSO_TCPV4: Final = 1
+HEADERS: Final = FrameTemplate.SIZE
+TRANSPORT: Final = FrameTemplate.TRANSPORT
+
+
+class FlowHost(Protocol):
+    """What a flow needs of the guest that it belongs to."""
+
+    link: Link
+    checksum_offload: bool
+
+    def now(self) -> float:
+        """Seconds, of the guest's clock."""
+        ...
+
+    def touch(self, flow: TcpFlow) -> None:
+        """Settle `flow` at the end of this burst."""
+        ...
+
+    def settle_now(self, flow: TcpFlow) -> None:
+        """Settle `flow` from a task that is not the burst loop."""
+        ...
+
+    def update_deadline(self, flow: TcpFlow) -> None: ...
+
+    def link_full(self, flow: TcpFlow) -> None:
+        """The link took no more; settle `flow` again when it does."""
+        ...
+
+    def forget(self, flow: TcpFlow) -> None:
+        """The flow is over, on both sides."""
+        ...
+
+
+class TcpFlow:
+    """The half of a flow that faces the guest."""
+
+    __slots__ = (
+        "active_at",
+        "bytes_to_guest",
+        "bytes_to_host",
+        "connection",
+        "guest",
+        "inbound",
+        "key",
+        "number",
+        "opened_at",
+        "queued_at",
+        "remote",
+        "template",
+        "touched",
+    )
+
+    def __init__(
+        self,
+        guest: FlowHost,
+        number: int,
+        key: bytes,
+        connection: TcpConnection,
+        template: FrameTemplate,
+        *,
+        inbound: bool = False,
+    ) -> None:
+        """`key` is source and destination address and port as the guest sends them, 12 octets."""
+        self.guest = guest
+        self.number = number
+        self.key = key
+        self.connection = connection
+        self.template = template
+        self.inbound = inbound  # we called the guest
+        self.touched = False
+        self.queued_at = NEVER
+        self.opened_at = self.active_at = guest.now()
+        self.bytes_to_host = 0
+        self.bytes_to_guest = 0
+        self.remote = ""  # what the other end is, for people
+
+    # What a subclass adds
+
+    def deliver(self, now: float) -> None:
+        """Take the inbox to the other end."""
+        raise NotImplementedError
+
+    def fetch(self, now: float) -> None:
+        """Bring what the other end has, as far as there is room, and send it."""
+        raise NotImplementedError
+
+    @property
+    def is_over(self) -> bool:
+        """The other end needs this flow no more, given that the guest's end is closed."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Give up the other end's resources.  Idempotent."""
+        raise NotImplementedError
+
+    # The burst loop's side
+
+    def settle(self, now: float) -> None:
+        connection = self.connection
+        self.deliver(now)
+        self.fetch(now)
+        if self.transmit(now):
+            if connection.is_closed:
+                if connection.aborted or self.is_over:
+                    self.guest.forget(self)
+                    return
+            elif connection.is_open:
+                connection.sender.needs_timer(now)
+        if connection.next_deadline() < self.queued_at:
+            self.guest.update_deadline(self)
+
+    def transmit(self, now: float) -> bool:
+        """Let what should leave leave.  False when the link is full."""
+        connection = self.connection
+        while (segment := connection.next_segment()) is not None:
+            if not self._send(segment):
+                self.guest.link_full(self)
+                return False
+            connection.sent(segment, now)
+        return True
+
+    def _send(self, segment: OutSegment) -> bool:
+        sequence, flags, payload, options = segment
+        connection = self.connection
+        acknowledgement, window = connection.acknowledgement_fields(flags)
+        template = self.template
+        guest = self.guest
+        if options:
+            return guest.link.send((template.with_options(sequence, acknowledgement, flags, window, options),))
+        length = len(payload)
+        header = template.header(sequence, acknowledgement, flags, window, length)
+        if not guest.checksum_offload:
+            template.complete(payload)
+            if not guest.link.send((header, payload) if length else (header,)):
+                return False
+        elif length > (mss := connection.sender.mss if length else 0):
+            if not guest.link.send(
+                (header, payload), TRANSPORT, CHECKSUM_OFFSET, GSO_TCPV4, mss, HEADERS
+            ):
+                return False
+        elif not guest.link.send((header, payload) if length else (header,), TRANSPORT, CHECKSUM_OFFSET):
+            return False
+        self.bytes_to_guest += length
+        return True
+
+    # The deadline queue's side
+
+    def next_deadline(self) -> float:
+        return self.connection.next_deadline()
+
+    def on_deadline(self, now: float) -> None:
+        self.connection.on_deadline(now)
+        self.guest.touch(self)
+
+    def abort(self, reason: str) -> None:
+        """End the flow at once: RST to the guest."""
+        self.connection.abort(reason)
+        self.guest.touch(self)

@@ -1,0 +1,475 @@
+"""One guest: his link, his tables and his burst loop.
+
+A burst is drained from the link without waiting; what it touched is settled at its end, and then the host's sockets
+are asked, also without waiting, as their answers are often there already.  Only when both have nothing the loop waits.
+Views of frames die at the end of their burst.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from tapdev.link import LinkClosed
+from vpnkit.errors import WireError
+from vpnkit.flow import host as host_sockets
+from vpnkit.flow.clock import Deadlines
+from vpnkit.flow.poller import Poller
+from vpnkit.net.icmp import IcmpTable
+from vpnkit.net.tcp import TcpTable
+from vpnkit.net.udp import UdpMapping, UdpTable
+from vpnkit.proto import arp as arp_rules
+from vpnkit.wire import arp, ethernet, icmp, ipv4, udp
+from vpnkit.wire.checksum import is_valid
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
+
+    from tapdev.link import Link
+    from vpnkit.flow.stream import GuestStream
+    from vpnkit.flow.tcp_flow import TcpFlow
+    from vpnkit.net.plan import Plan
+    from vpnkit.net.policy import Service
+    from vpnkit.proto.deadlines import Timed
+    from vpnkit.services.dhcp import DhcpService
+    from vpnkit.services.dns import DnsService
+    from vpnkit.wire.checksum import Buffer
+
+log = logging.getLogger(__name__)
+
+FRAMES_PER_BURST: Final = 64
+HOLD_LIMIT: Final = 8192  # a bigger payload is delivered at once, so that its hot buffer is used again
+ROUNDS: Final = 16  # bursts between two checkpoints
+
+# Ethernet, IPv4 without options and TCP in one go: destination MAC, source MAC, ethertype | version and IHL, TOS,
+# total length, identification, flags and offset, TTL, protocol, checksum | addresses and ports: the flow's key |
+# sequence, acknowledgement, data offset, flags, window
+PREFIX: Final = struct.Struct("!6s6sHBxHxxHxBxx12sIIBBH")
+MIN_TCP_FRAME: Final = 54
+
+
+class Services:
+    """What the gateway answers itself, shared by the guests of a network."""
+
+    def __init__(self, dhcp: DhcpService, dns: DnsService) -> None:
+        self.dhcp = dhcp
+        self.dns = dns
+
+
+class Guest:
+    """One link and everything that its owner has with us.  When it goes, everything of his goes."""
+
+    def __init__(
+        self,
+        link: Link,
+        plan: Plan,
+        services: Services,
+        rng: random.Random,
+        nursery: trio.Nursery,
+        *,
+        number: int = 1,
+        ip: bytes | None = None,
+        mac: bytes | None = None,
+        verify_checksums: bool = False,
+        admit: Callable[[], bool] = lambda: True,
+        warn: Callable[[str], None] = log.warning,
+    ) -> None:
+        self.link = link
+        self.plan = plan
+        self.number = number
+        self.ip = ip or plan.guest_ip.packed
+        self.mac = mac or ethernet.BROADCAST
+        self.random = rng
+        self.services = services
+        self.host = host_sockets
+        self.admit = admit
+        self.counters: Counter[str] = Counter()
+        self.poller = Poller()
+        self.checksum_offload = link.capabilities.checksum
+        self._verify = verify_checksums or not link.capabilities.reliable
+        self._nursery = nursery
+        self._warn = warn
+        self._warned: set[str] = set()
+        self._numbers = 0
+        self._touched: list[TcpFlow] = []
+        self._datagrams: deque[UdpMapping] = deque()
+        self._blocked: dict[bytes, TcpFlow] = {}  # flows that wait until the link takes frames again
+        self._link_writable = trio.Event()
+        self._ours = {plan.gateway_ip.packed}
+        if plan.host_ip is not None:
+            self._ours.add(plan.host_ip.packed)
+        self._subnet = int(plan.subnet.network_address)
+        self._mask = int(plan.subnet.netmask)
+        self.deadlines = Deadlines(self._after_deadlines, self._deadline_failed)
+        self.tcp = TcpTable(self, rng.randbytes(32))
+        self.udp = UdpTable(self)
+        self.icmp = IcmpTable(self)
+
+    # The loop
+
+    async def run(self) -> None:
+        """Serve the link until its other end is gone."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.deadlines.run)
+                nursery.start_soon(self._serve_host)
+                nursery.start_soon(self._serve_full_link)
+                try:
+                    await self._serve_link()
+                except LinkClosed as closed:
+                    log.info("guest %d: %s", self.number, closed)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.close()
+
+    async def _serve_link(self) -> None:
+        link = self.link
+        while True:
+            await link.wait_readable()
+            for _ in range(ROUNDS):
+                frames = self.burst()
+                events = self.turn()
+                if not frames and not events:
+                    break
+
+    async def _serve_host(self) -> None:
+        while True:
+            await self.poller.wait()
+            for _ in range(ROUNDS):
+                events = self.turn()
+                try:
+                    frames = self.burst()
+                except LinkClosed:
+                    await trio.sleep_forever()  # the other task sees it too, and ends us
+                if not frames and not events:
+                    break
+
+    async def _serve_full_link(self) -> None:
+        while True:
+            await self._link_writable.wait()
+            await self.link.wait_writable()
+            self._link_writable = trio.Event()
+            blocked, self._blocked = self._blocked, {}
+            for flow in blocked.values():
+                self.touch(flow)
+            self.settle()
+
+    def burst(self) -> int:
+        """Take in what the link has, up to a budget, and settle what it touched.  Returns the number of frames."""
+        link = self.link
+        receive = link.receive
+        now = trio.current_time()
+        count = 0
+        try:
+            while count < FRAMES_PER_BURST:
+                frame = receive()
+                if frame is None:
+                    break
+                count += 1
+                try:
+                    self._frame(frame, now)
+                except WireError as error:
+                    self.counters["malformed"] += 1
+                    log.debug("guest %d: %s", self.number, error)
+                except LinkClosed:
+                    raise
+                except Exception:  # the containment boundary of one frame
+                    self.counters["internal_error"] += 1
+                    log.exception("guest %d: internal error on a frame", self.number)
+            if self._touched:
+                self.settle()
+        finally:
+            link.release()
+        return count
+
+    def turn(self) -> int:
+        """Ask the host's sockets, without waiting, and settle what answered.  Returns how much there was."""
+        count = self.poller.poll()
+        if self._datagrams:
+            now = trio.current_time()
+            for _ in range(len(self._datagrams)):
+                mapping = self._datagrams.popleft()
+                mapping.touched = False
+                mapping.receive(now)
+            count += 1
+        if self._touched:
+            self.settle()
+            count += 1
+        return count
+
+    def settle(self) -> None:
+        """Settle every touched flow once; one that has more to do is touched again for the next turn."""
+        touched, self._touched = self._touched, []
+        now = trio.current_time()
+        for flow in touched:
+            flow.touched = False
+            try:
+                flow.settle(now)
+            except LinkClosed:
+                raise
+            except Exception:  # the containment boundary of one connection
+                self._flow_failed(flow, now)
+
+    def _flow_failed(self, flow: TcpFlow, now: float) -> None:
+        self.counters["internal_error"] += 1
+        log.exception("flow %d tcp: internal error", flow.number)
+        flow.connection.abort("internal error")
+        try:
+            flow.transmit(now)
+        finally:
+            self.tcp.forget(flow, now)
+
+    def _after_deadlines(self) -> None:
+        try:
+            self.settle()
+        except LinkClosed:
+            pass  # the link's own task sees it too
+
+    def _deadline_failed(self, timed: Timed, error: BaseException) -> None:
+        self.counters["internal_error"] += 1
+        log.error("guest %d: internal error on a deadline of %r", self.number, timed, exc_info=error)
+
+    # What flows ask (FlowHost)
+
+    def now(self) -> float:
+        return trio.current_time()
+
+    def touch(self, flow: TcpFlow) -> None:
+        if not flow.touched:
+            flow.touched = True
+            self._touched.append(flow)
+
+    def touch_datagrams(self, mapping: UdpMapping) -> None:
+        if not mapping.touched:
+            mapping.touched = True
+            self._datagrams.append(mapping)
+
+    def settle_now(self, flow: TcpFlow) -> None:
+        self.touch(flow)
+        try:
+            self.settle()
+        except LinkClosed:
+            pass  # the link's own task sees it too
+
+    def update_deadline(self, timed: Timed) -> None:
+        self.deadlines.update(timed)
+
+    def link_full(self, flow: TcpFlow) -> None:
+        self._blocked[flow.key] = flow
+        self._link_writable.set()
+
+    def forget(self, flow: TcpFlow) -> None:
+        self._blocked.pop(flow.key, None)
+        self.tcp.forget(flow, self.now())
+
+    def next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def count(self, what: str) -> None:
+        self.counters[what] += 1
+
+    def warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            self._warn(message)
+
+    # Frames in
+
+    def _frame(self, frame: memoryview, now: float) -> None:
+        if len(frame) >= MIN_TCP_FRAME:
+            (
+                destination_mac,
+                source_mac,
+                ethertype,
+                version_ihl,
+                total,
+                flags_offset,
+                protocol,
+                key,
+                sequence,
+                acknowledgement,
+                offset,
+                flags,
+                window,
+            ) = PREFIX.unpack_from(frame)
+            if (
+                protocol == 6
+                and ethertype == 0x0800
+                and version_ihl == 0x45
+                and not self._verify
+                and not flags_offset & 0x3FFF
+            ):
+                # The fast path: a segment of a flow that is there.  What it does not take, the general one below does.
+                flow = self.tcp.flows.get(key)
+                start = 34 + (offset >> 4) * 4
+                end = 14 + total
+                if flow is not None and flow.connection.is_open and 54 <= start <= end <= len(frame):
+                    flow.connection.receive(sequence, acknowledgement, flags, window, frame[start:end], now)
+                    if not flow.touched:
+                        flow.touched = True
+                        self._touched.append(flow)
+                    if end - start > HOLD_LIMIT:
+                        flow.deliver(now)
+                    elif end != start:
+                        self.link.hold()
+                    return
+        elif len(frame) < ethernet.HEADER.size:
+            raise WireError(f"frame of {len(frame)} octets")
+        else:
+            destination_mac, source_mac, ethertype = ethernet.HEADER.unpack_from(frame)
+        if destination_mac != self.plan.server_mac and not destination_mac[0] & 1:
+            self.counters["foreign_mac"] += 1  # for somebody else on the LAN
+            return
+        if ethertype == ethernet.ETHERTYPE_IPV4:
+            self._ipv4(frame, source_mac, destination_mac, now)
+        elif ethertype == ethernet.ETHERTYPE_ARP:
+            self._arp(frame, source_mac)
+        else:
+            self.counters["ethertype_ignored"] += 1
+
+    def _arp(self, frame: memoryview, source_mac: bytes) -> None:
+        request = arp.decode(frame[ethernet.HEADER.size :])
+        reply = arp_rules.answer(request, self._ours, self.plan.server_mac)
+        if reply is not None:
+            header = ethernet.HEADER.pack(source_mac, self.plan.server_mac, ethernet.ETHERTYPE_ARP)
+            self.link.send((header + reply.encode(),))
+
+    def _ipv4(self, frame: memoryview, source_mac: bytes, destination_mac: bytes, now: float) -> None:
+        packet = ipv4.decode(frame[ethernet.HEADER.size :])
+        protocol = packet.protocol
+        broadcast = destination_mac[0] & 1 or packet.destination == ipv4.BROADCAST
+        if broadcast:
+            if protocol == ipv4.UDP and not packet.is_fragment:
+                _, port, _, payload = udp.decode(packet.payload)
+                if port == 67:
+                    self.dhcp(packet.source, source_mac, payload)
+                    return
+            self.counters["broadcast_ignored"] += 1
+            return
+        if not self._is_valid_source(packet.source):
+            self.counters["bad_source"] += 1
+            return
+        if packet.is_fragment:
+            self.counters["fragment_dropped"] += 1
+            return
+        if self._verify and not self.link.checksum_partial and not self._checksum_holds(packet):
+            raise WireError("transport checksum")
+        if protocol == ipv4.TCP:
+            self.tcp.segment(packet, source_mac, now)
+            if len(packet.payload) > 20:
+                self.link.hold()
+        elif protocol == ipv4.UDP:
+            self.udp.datagram(packet, source_mac, now, self.link.gso_size if self.link.gso_type else 0)
+        elif protocol == ipv4.ICMP:
+            self.icmp.message(packet, source_mac, now)
+        else:
+            self.send_icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PROTOCOL_UNREACHABLE)
+
+    def _is_valid_source(self, source: bytes) -> bool:
+        """A guest speaks from the subnet, and not as one of us."""
+        number = int.from_bytes(source, "big")
+        host = number & ~self._mask & 0xFFFFFFFF
+        return (
+            number & self._mask == self._subnet
+            and source not in self._ours
+            and 0 < host < ~self._mask & 0xFFFFFFFF
+        )
+
+    @staticmethod
+    def _checksum_holds(packet: ipv4.Ipv4Packet) -> bool:
+        if packet.protocol == ipv4.TCP:
+            return is_valid(packet.payload, packet.pseudo_sum())
+        if packet.protocol == ipv4.UDP:
+            _, _, check, payload = udp.decode(packet.payload)
+            data = packet.payload[: udp.HEADER.size + len(payload)]
+            pseudo = ipv4.pseudo_sum(packet.source, packet.destination, ipv4.UDP, len(data))
+            return check == 0 or is_valid(data, pseudo)
+        return True
+
+    # Frames out
+
+    def send_frame(self, parts: Sequence[Buffer]) -> None:
+        """A whole frame that is lost when the link is full, as on a wire."""
+        if not self.link.send(parts):
+            self.counters["link_full"] += 1
+
+    def send_ip(self, source: bytes, destination: bytes, protocol: int, payload: bytes, mac: bytes) -> None:
+        """`payload`, its checksum complete, in one datagram, or in fragments when it is larger than the link's MTU."""
+        header = ethernet.HEADER.pack(mac, self.plan.server_mac, ethernet.ETHERTYPE_IPV4)
+        mtu = self.link.capabilities.mtu
+        if ipv4.HEADER.size + len(payload) <= mtu:
+            self.send_frame((header, ipv4.encode_header(source, destination, protocol, len(payload)), payload))
+            return
+        ip = ipv4.encode_header(
+            source, destination, protocol, len(payload), identification=self.random.randrange(65536), flags_offset=0
+        )
+        for parts in ipv4.fragments(ip, payload, mtu):
+            self.send_frame((header, *parts))
+
+    def send_icmp_error(self, about: ipv4.Ipv4Packet, kind: int, code: int) -> None:
+        """An ICMP error about a datagram of the guest, from the address that he called, if the rules allow one."""
+        if self.icmp.may_send_error(about, self.now()):
+            self._send_icmp_error(bytes(about.header) + bytes(about.payload[: icmp.QUOTE_LIMIT]), kind, code)
+
+    def send_icmp_quote(self, quoted: bytes, kind: int, code: int) -> None:
+        """An ICMP error about `quoted`, a datagram as the guest sent it."""
+        if len(quoted) >= ipv4.HEADER.size and self.icmp.may_send_error(None, self.now()):
+            self._send_icmp_error(quoted, kind, code)
+
+    def _send_icmp_error(self, quoted: bytes, kind: int, code: int) -> None:
+        source = quoted[16:20] if code == icmp.PORT_UNREACHABLE or quoted[16:20] in self._ours else None
+        message = icmp.encode_error(kind, code, quoted)
+        self.send_ip(source or self.plan.gateway_ip.packed, quoted[12:16], ipv4.ICMP, message, self.guest_mac())
+
+    def guest_mac(self) -> bytes:
+        return self.mac
+
+    # Services
+
+    def dhcp(self, source: bytes, source_mac: bytes, payload: memoryview) -> None:
+        answer = self.services.dhcp.datagram(payload, source_mac, source, self.now())
+        if answer is None:
+            return
+        self.udp.send(
+            self.plan.gateway_ip.packed, 67, answer.destination_ip, 68, answer.destination_mac, answer.payload
+        )
+
+    def dns_query(self, source: bytes, port: int, mac: bytes, query: memoryview) -> None:
+        gateway = self.plan.gateway_ip.packed
+
+        def reply(message: bytes) -> None:
+            self.udp.send(gateway, 53, source, port, mac, message)
+
+        self.services.dns.query(bytes(query), source, reply)
+
+    def serve(self, service: Service, stream: GuestStream, source: bytes) -> None:
+        """Let a service of the gateway have a connection of the guest."""
+        self._nursery.start_soon(self._serve_stream, stream, source)
+
+    async def _serve_stream(self, stream: GuestStream, source: bytes) -> None:
+        try:
+            await stream.wait_open()
+            await self.services.dns.serve_stream(stream, source)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except Exception:  # the containment boundary of one connection
+            self.counters["internal_error"] += 1
+            log.exception("guest %d: internal error in a service", self.number)
+        finally:
+            stream.abort()
+
+    # The end
+
+    def close(self) -> None:
+        """Release everything.  Idempotent."""
+        self.tcp.close()
+        self.udp.close()
+        self.icmp.close()
+        self.poller.close()
+        self.link.close()

@@ -1,0 +1,336 @@
+"""The guest's TCP: which flow a segment belongs to, what a SYN leads to, and what a segment of no flow is told.
+
+A SYN is a question.  It is held, within bounds and with duplicates absorbed, until the host's `connect` answers: then
+SYN-ACK, RST, the ICMP error that fits, or silence, as a real network would give it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import socket
+from typing import TYPE_CHECKING, Final
+
+from vpnkit.errors import WireError
+from vpnkit.flow import host as host_sockets
+from vpnkit.flow.host import Failure
+from vpnkit.flow.splice import SpliceFlow
+from vpnkit.flow.stream import GuestStream, StreamFlow
+from vpnkit.net.policy import Host, Protocol, Refuse, Service, target
+from vpnkit.proto.tcp.connection import Offer, TcpConnection
+from vpnkit.proto.tcp.seq import MASK, after
+from vpnkit.proto.tcp.state import State
+from vpnkit.wire import icmp, tcp
+from vpnkit.wire.tcp import ACK, FIN, RST, SYN, FrameTemplate, Segment
+
+if TYPE_CHECKING:
+    from vpnkit.flow.tcp_flow import TcpFlow
+    from vpnkit.net.guest import Guest
+    from vpnkit.wire.ipv4 import Ipv4Packet
+
+log = logging.getLogger(__name__)
+
+MAX_FLOWS: Final = 16384  # of one guest; a SYN beyond is refused
+MAX_HELD: Final = 512  # SYNs whose host has not answered
+MAX_HELD_PER_DESTINATION: Final = 64
+TIME_WAIT_SECONDS: Final = 60.0
+MAX_TIME_WAIT: Final = 16384  # oldest first
+EPHEMERAL_PORTS: Final = range(49152, 65536)
+
+_ICMP_CODE: Final = {
+    Failure.NET_UNREACHABLE: icmp.NET_UNREACHABLE,
+    Failure.HOST_UNREACHABLE: icmp.HOST_UNREACHABLE,
+    Failure.PROHIBITED: icmp.ADMIN_PROHIBITED,
+}
+
+
+class TcpTable:
+    """Every TCP flow of one guest."""
+
+    def __init__(self, guest: Guest, secret: bytes) -> None:
+        self._guest = guest
+        self._secret = secret
+        self.flows: dict[bytes, TcpFlow] = {}
+        self._held: dict[bytes, bytes] = {}  # flow key of a held SYN -> the datagram, for an ICMP error to quote
+        self._held_to: dict[bytes, int] = {}  # destination address and port -> how many
+        # key -> (our SND.NXT, our RCV.NXT, when it ends); in the order in which they end
+        self._time_wait: dict[bytes, tuple[int, int, float]] = {}
+
+    # Segments
+
+    def segment(self, packet: Ipv4Packet, source_mac: bytes, now: float) -> None:
+        """One segment that the fast path did not take.  Raises WireError."""
+        segment = tcp.decode(packet.payload)
+        key = packet.source + packet.destination + bytes(packet.payload[:4])
+        flow = self.flows.get(key)
+        if (
+            flow is not None
+            and flow.connection.is_held
+            and segment.flags & (SYN | ACK | RST | FIN) == SYN
+            and (segment.sequence + 1) & MASK != flow.connection.receiver.nxt
+        ):
+            flow.connection.abort("the guest asked anew", reset=False)
+            self.forget(flow, now)
+            flow = None
+        if flow is None:
+            self._segment_of_no_flow(packet, segment, key, source_mac, now)
+            return
+        connection = flow.connection
+        if connection.state is State.SYN_SENT:
+            if not connection.receive_syn_sent(
+                segment.sequence,
+                segment.acknowledgement,
+                segment.flags,
+                segment.window,
+                tcp.decode_syn_options(segment.options),
+            ):
+                self._reset(key, segment, source_mac)
+        else:
+            connection.receive(
+                segment.sequence, segment.acknowledgement, segment.flags, segment.window, segment.payload, now
+            )
+        self._guest.touch(flow)
+
+    def _segment_of_no_flow(
+        self, packet: Ipv4Packet, segment: Segment, key: bytes, source_mac: bytes, now: float
+    ) -> None:
+        if not segment.source_port or not segment.destination_port:
+            raise WireError("TCP port 0")
+        waiting = self._time_wait.get(key)
+        if waiting is not None:
+            if not self._in_time_wait(key, segment, waiting, source_mac, now):
+                return
+            del self._time_wait[key]
+        flags = segment.flags & (SYN | ACK | RST | FIN)
+        if flags == SYN:
+            self._syn(packet, segment, key, source_mac, now)
+        elif not flags & RST:
+            self._guest.count("tcp_no_flow")
+            self._reset(key, segment, source_mac)
+
+    def _in_time_wait(
+        self, key: bytes, segment: Segment, waiting: tuple[int, int, float], source_mac: bytes, now: float
+    ) -> bool:
+        """RFC 9293 section 3.10.7.4 for TIME-WAIT.  True when a new connection may take the place (MAY-2)."""
+        our_next, their_next, ends = waiting
+        if now >= ends:
+            return True
+        if segment.flags & RST:
+            return False
+        if segment.flags & (SYN | ACK) == SYN and after(segment.sequence, their_next):
+            return True
+        template = self._template(key, source_mac)
+        frame = template.with_options(our_next, their_next, ACK, 0, b"")
+        self._guest.send_frame((frame,))
+        return False
+
+    def _reset(self, key: bytes, segment: Segment, source_mac: bytes) -> None:
+        """A RST for a segment that no flow expects (RFC 9293 section 3.10.7.1)."""
+        if segment.flags & RST:
+            return
+        template = self._template(key, source_mac)
+        if segment.flags & ACK:
+            frame = template.with_options(segment.acknowledgement, 0, RST, 0, b"")
+        else:
+            length = len(segment.payload) + (segment.flags & FIN) + (segment.flags & SYN != 0)
+            frame = template.with_options(0, (segment.sequence + length) & MASK, RST | ACK, 0, b"")
+        self._guest.send_frame((frame,))
+
+    def _template(self, key: bytes, guest_mac: bytes) -> FrameTemplate:
+        ports = key[10:12] + key[8:10]
+        return FrameTemplate(guest_mac, self._guest.plan.server_mac, key[4:8], key[0:4], ports)
+
+    def _initial_sequence(self, key: bytes, now: float) -> int:
+        """RFC 9293 section 3.4.1: a 4 us clock and a keyed hash of the four-tuple."""
+        digest = hashlib.blake2s(key, key=self._secret, digest_size=4).digest()
+        return (int.from_bytes(digest, "big") + int(now * 250_000)) & MASK
+
+    def _offer(self) -> Offer:
+        capabilities = self._guest.link.capabilities
+        mss = capabilities.mtu - 40
+        return Offer(mss, 65535 - 40 if capabilities.tso4 else mss)
+
+    # Flows that the guest opens
+
+    def _syn(self, packet: Ipv4Packet, segment: Segment, key: bytes, source_mac: bytes, now: float) -> None:
+        guest = self._guest
+        aim = target(Protocol.TCP, packet.destination, segment.destination_port, guest.plan)
+        if aim is Refuse.SILENT:
+            guest.count("tcp_bad_destination")
+            return
+        if aim is Refuse.PROHIBITED:
+            guest.send_icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
+            return
+        if not isinstance(aim, Host) and aim is not Service.DNS:
+            self._reset(key, segment, source_mac)
+            return
+        if len(self.flows) >= MAX_FLOWS or not guest.admit():
+            guest.count("tcp_limit")
+            self._reset(key, segment, source_mac)
+            return
+        options = tcp.decode_syn_options(segment.options)
+        connection = TcpConnection.passive(
+            self._initial_sequence(key, now), self._offer(), segment.sequence, options, segment.window
+        )
+        template = self._template(key, source_mac)
+        if isinstance(aim, Host):
+            self._dial(packet, key, connection, template, (aim.address, aim.port))
+        else:
+            flow = StreamFlow(guest, guest.next_number(), key, connection, template)
+            flow.remote = "dns"
+            self.flows[key] = flow
+            connection.accept(now)
+            guest.touch(flow)
+            guest.serve(aim, GuestStream(flow), packet.source)
+
+    def _dial(
+        self,
+        packet: Ipv4Packet,
+        key: bytes,
+        connection: TcpConnection,
+        template: FrameTemplate,
+        address: host_sockets.Address,
+    ) -> None:
+        guest = self._guest
+        destination = key[4:8] + key[10:12]
+        if len(self._held) >= MAX_HELD or self._held_to.get(destination, 0) >= MAX_HELD_PER_DESTINATION:
+            guest.count("tcp_held_limit")  # dropped: the guest asks again
+            return
+        try:
+            made = guest.host.tcp_socket()
+        except OSError:
+            guest.count("tcp_connect_exhausted")
+            connection.abort("no descriptor")
+            self._send_reset(connection, template)
+            return
+        number = guest.host.start_connect(made, address)
+        flow = SpliceFlow(guest, guest.next_number(), key, connection, template, made, guest.poller)
+        flow.remote = f"{address[0]}:{address[1]}"
+        self.flows[key] = flow
+        if number == errno.EINPROGRESS:
+            self._held[key] = bytes(packet.header) + bytes(packet.payload)
+            self._held_to[destination] = self._held_to.get(destination, 0) + 1
+            flow.wait_for_host(self._host_answered)
+        else:
+            self._answer(flow, number, bytes(packet.header) + bytes(packet.payload))
+
+    def _send_reset(self, connection: TcpConnection, template: FrameTemplate) -> None:
+        segment = connection.next_segment()
+        if segment is not None:
+            acknowledgement, window = connection.acknowledgement_fields(segment.flags)
+            self._guest.send_frame(
+                (template.with_options(segment.sequence, acknowledgement, segment.flags, window, b""),)
+            )
+
+    def _host_answered(self, flow: SpliceFlow, number: int) -> None:
+        quoted = self._release_held(flow.key)
+        self._answer(flow, number, quoted)
+
+    def _release_held(self, key: bytes) -> bytes:
+        quoted = self._held.pop(key, b"")
+        if quoted:
+            destination = key[4:8] + key[10:12]
+            left = self._held_to[destination] - 1
+            if left:
+                self._held_to[destination] = left
+            else:
+                del self._held_to[destination]
+        return quoted
+
+    def _answer(self, flow: SpliceFlow, number: int, quoted: bytes) -> None:
+        """The host's `connect` ended with `number`: say to the guest what a real network would."""
+        guest = self._guest
+        connection = flow.connection
+        if connection.is_closed:
+            guest.touch(flow)
+            return
+        if number == 0:
+            flow.opened()
+            connection.accept(guest.now())
+            guest.touch(flow)
+            return
+        what = host_sockets.failure(number)
+        guest.count(f"tcp_connect_{what.name.lower()}")
+        code = _ICMP_CODE.get(what)
+        if code is not None:
+            guest.send_icmp_quote(quoted, icmp.DEST_UNREACHABLE, code)
+        reset = what is Failure.REFUSED or what is Failure.EXHAUSTED
+        connection.abort(f"connect: {errno.errorcode.get(number, number)}", reset=reset)
+        guest.touch(flow)
+
+    # Flows that the host opens
+
+    def call(
+        self, source: bytes, destination: bytes, port: int, made: socket.socket | None, guest_mac: bytes
+    ) -> TcpFlow:
+        """Call the guest at `destination`:`port` from `source`; the flow joins the connected host socket `made`, or
+        is a StreamFlow without one.  Raises OSError(EADDRNOTAVAIL) when every source port is in use."""
+        guest = self._guest
+        now = guest.now()
+        tail = port.to_bytes(2, "big")
+        start = guest.random.randrange(len(EPHEMERAL_PORTS))
+        for i in range(len(EPHEMERAL_PORTS)):
+            ours = EPHEMERAL_PORTS[(start + i) % len(EPHEMERAL_PORTS)]
+            key = destination + source + tail + ours.to_bytes(2, "big")
+            if key not in self.flows and key not in self._time_wait:
+                break
+        else:
+            raise OSError(errno.EADDRNOTAVAIL, "every port towards the guest is in use")
+        if len(self.flows) >= MAX_FLOWS:
+            raise OSError(errno.ENOBUFS, "the guest has too many flows")
+        connection = TcpConnection.active(self._initial_sequence(key, now), self._offer(), now)
+        template = self._template(key, guest_mac)
+        flow: TcpFlow
+        if made is None:
+            flow = StreamFlow(guest, guest.next_number(), key, connection, template, inbound=True)
+        else:
+            flow = SpliceFlow(guest, guest.next_number(), key, connection, template, made, guest.poller, inbound=True)
+            flow.opened()
+        self.flows[key] = flow
+        return flow
+
+    # Endings
+
+    def forget(self, flow: TcpFlow, now: float) -> None:
+        """`flow` is over: release what it holds, keep what TIME-WAIT needs."""
+        if self.flows.pop(flow.key, None) is None:
+            return
+        self._release_held(flow.key)
+        flow.release()
+        connection = flow.connection
+        if connection.state is State.TIME_WAIT:
+            self._expire_time_wait(now)
+            if len(self._time_wait) >= MAX_TIME_WAIT:
+                del self._time_wait[next(iter(self._time_wait))]
+            ends = now + TIME_WAIT_SECONDS
+            self._time_wait[flow.key] = (connection.sender.nxt, connection.receiver.nxt, ends)
+        if connection.aborted:
+            self._guest.count("tcp_aborted")
+
+    def _expire_time_wait(self, now: float) -> None:
+        while self._time_wait:
+            key = next(iter(self._time_wait))
+            if self._time_wait[key][2] > now:
+                return
+            del self._time_wait[key]
+
+    def icmp_error(self, kind: int, code: int, quoted: Ipv4Packet) -> None:
+        """The guest's ICMP error about a segment of ours: only a call that was not answered yet can fail by it."""
+        if len(quoted.payload) < 8 or kind != icmp.DEST_UNREACHABLE:
+            return
+        key = quoted.destination + quoted.source + bytes(quoted.payload[2:4]) + bytes(quoted.payload[0:2])
+        flow = self.flows.get(key)
+        if flow is not None and flow.connection.state is State.SYN_SENT and code in (2, 3):
+            flow.connection.abort("unreachable in the guest", reset=False)
+            self._guest.touch(flow)
+
+    def close(self) -> None:
+        """The guest is gone: give up every flow."""
+        for flow in list(self.flows.values()):
+            flow.connection.abort("the guest is gone", reset=False)
+            flow.release()
+        self.flows.clear()
+        self._held.clear()
+        self._held_to.clear()
+        self._time_wait.clear()

@@ -1,0 +1,102 @@
+"""The receiving half of a connection: RCV variables, the window that we advertise, and what is still to be acknowledged.
+
+`inbox` holds what came in order and nobody took yet, as views into the burst's buffers; `buffered` counts the octets
+that were taken but have not left us, because the host's socket was full.  The window reopens only when they left:
+that is the whole back-pressure.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vpnkit.proto.tcp.assembler import Assembler
+from vpnkit.proto.tcp.seq import MASK, distance
+
+WINDOW_SCALE: Final = 7  # ours: windows of up to 8 MiB in steps of 128 octets
+CAPACITY: Final = 1 << 20  # octets that we are ready to take before anything left
+
+
+class Receiver:
+    __slots__ = (
+        "ack_due",
+        "assembler",
+        "buffered",
+        "capacity",
+        "delayed_octets",
+        "edge",
+        "fin_sequence",
+        "finished",
+        "inbox",
+        "nxt",
+        "scale",
+    )
+
+    def __init__(self, irs: int, scale: int) -> None:
+        """`irs` is the guest's initial sequence; `scale` our window scale, 0 when it was not negotiated."""
+        self.nxt = (irs + 1) & MASK  # RCV.NXT
+        self.scale = scale
+        self.capacity = CAPACITY if scale else 65535
+        self.edge = self.nxt  # the right edge of the window that we advertised last
+        self.buffered = 0
+        self.inbox: list[memoryview | bytes] = []
+        self.assembler = Assembler()
+        self.fin_sequence: int | None = None  # of a FIN that came before the data in front of it
+        self.finished = False  # the FIN is behind RCV.NXT
+        self.ack_due = False
+        self.delayed_octets = 0
+
+    def window_field(self) -> int:
+        """SEG.WND for the next segment; moves the edge, never to the left (RFC 7323 section 2.4)."""
+        offered = distance(self.nxt, self.edge)
+        scale = self.scale
+        field = max((self.capacity - self.buffered) >> scale, (offered + (1 << scale) - 1) >> scale, 0)
+        if field > 65535:
+            field = 65535
+        self.edge = (self.nxt + (field << scale)) & MASK
+        return field
+
+    def window_update_due(self, mss: int) -> bool:
+        """Whether the window grew enough to tell the guest without being asked (RFC 9293 section 3.8.6.2.2)."""
+        offered = distance(self.nxt, self.edge)
+        gained = self.capacity - self.buffered - offered
+        return gained >= self.capacity // 2 or (offered < 2 * mss and gained >= min(2 * mss, self.capacity // 2))
+
+    def is_acceptable(self, sequence: int, length: int) -> bool:
+        """The test of RFC 9293 section 3.4 (table 6)."""
+        start = distance(self.nxt, sequence)
+        window = distance(self.nxt, self.edge)
+        if length == 0:
+            return start == 0 if window == 0 else 0 <= start < window
+        return window > 0 and (0 <= start < window or 0 <= start + length - 1 < window)
+
+    def accept(self, sequence: int, payload: memoryview, fin: bool) -> None:
+        """Take an acceptable segment's data: in order to the inbox, early to the assembler, the rest is trimmed."""
+        start = distance(self.nxt, sequence)
+        length = len(payload)
+        if fin and self.fin_sequence is None:
+            self.fin_sequence = (sequence + length) & MASK
+        room = distance(self.nxt, self.edge)
+        if start + length > room:
+            payload = payload[: max(room - start, 0)]
+        if start > 0:
+            if len(payload):
+                self.assembler.add(self.nxt, sequence, payload)
+            self.ack_due = True
+            return
+        if start < 0:
+            payload = payload[-start:]
+            self.ack_due = True  # the guest repeats itself: it needs to hear where we are
+        if len(payload):
+            self.inbox.append(payload)
+            self.nxt = (self.nxt + len(payload)) & MASK
+            self.delayed_octets += len(payload)
+        if self.assembler:
+            while (data := self.assembler.take(self.nxt)) is not None:
+                self.inbox.append(data)
+                self.nxt = (self.nxt + len(data)) & MASK
+            self.ack_due = True
+        if self.fin_sequence == self.nxt and not self.finished:
+            self.nxt = (self.nxt + 1) & MASK
+            self.finished = True
+            self.ack_due = True
+            self.assembler.clear()

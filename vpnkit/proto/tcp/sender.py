@@ -1,0 +1,336 @@
+"""The sending half of a connection: SND variables, the queue, retransmission and probes.
+
+Written octets stay in the queue, in the chunks in which they came, until the guest acknowledged them.  A segment never
+spans two chunks, so its payload is one view and nothing is copied.  Nothing here sends: `next_data` says what could
+leave now, and `sent` takes note that it left.
+
+One timer serves retransmission, the persist timer and the override of silly window avoidance, as at most one of them
+can run (RFC 9293 sections 3.8.1 and 3.8.6).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from vpnkit.proto.deadlines import NEVER
+from vpnkit.proto.tcp.congestion import NewReno
+from vpnkit.proto.tcp.rtt import RttEstimator
+from vpnkit.proto.tcp.seq import HALF, MASK, distance
+
+if TYPE_CHECKING:
+    from vpnkit.wire.checksum import Buffer
+
+MAX_BUFFERED: Final = 1 << 20  # octets of one connection that wait for the guest
+MAX_RETRANSMISSIONS: Final = 15  # R2: more than 100 s (SHLD-11), so a paused guest survives
+DUPLICATE_ACKS: Final = 3
+
+
+class Sender:
+    __slots__ = (
+        "_chunks",
+        "_cursor",
+        "_timed_at",
+        "_timed_sequence",
+        "congestion",
+        "deadline",
+        "duplicate_acks",
+        "end",
+        "fin_sent",
+        "finishing",
+        "limit",
+        "mss",
+        "nxt",
+        "probe_due",
+        "recover",
+        "recovering",
+        "retransmissions",
+        "retransmit_due",
+        "retransmitted",
+        "rtt",
+        "scale",
+        "top",
+        "una",
+        "window",
+        "window_max",
+        "wl1",
+        "wl2",
+    )
+
+    def __init__(self, iss: int, mss: int, limit: int, scale: int, window: int) -> None:
+        """`mss` is the effective send MSS, `limit` the most octets of one segment, more than `mss` when the link
+        segments.  `window` is the guest's first window, not scaled, `scale` the guest's shift."""
+        self.una = (iss + 1) & MASK  # SND.UNA; our SYN is acknowledged when a Sender is made
+        self.nxt = self.una  # SND.NXT, set back by a timeout
+        self.top = self.una  # the highest SND.NXT that there was
+        self.end = self.una  # after the last octet written
+        self.mss = mss
+        self.limit = max(limit - limit % mss, mss)
+        self.scale = scale
+        self.window = window
+        self.window_max = window
+        self.wl1 = 0
+        self.wl2 = 0
+        self.congestion = NewReno(mss)
+        self.rtt = RttEstimator()
+        self.deadline = NEVER
+        self.finishing = False  # a FIN follows the last octet
+        self.fin_sent = False
+        self.duplicate_acks = 0
+        self.recovering = False
+        self.recover = self.una  # where recovery ends
+        self.retransmissions = 0  # in a row
+        self.retransmitted = 0  # segments, over the connection's life
+        self.retransmit_due = False  # the segment at SND.UNA, now
+        self.probe_due = False
+        self._chunks: deque[tuple[int, Buffer]] = deque()
+        self._cursor = 0  # index of the chunk that SND.NXT points into, or one past the last
+        self._timed_sequence: int | None = None  # the end of the segment being timed
+        self._timed_at = 0.0
+
+    # What the relay asks
+
+    @property
+    def in_flight(self) -> int:
+        return (self.nxt - self.una) & MASK
+
+    @property
+    def queued(self) -> int:
+        """Octets that the guest has not acknowledged, sent or not."""
+        return (self.end - self.una) & MASK
+
+    @property
+    def unsent(self) -> int:
+        """Octets between SND.NXT and the end of the queue."""
+        unsent = (self.end - self.nxt) & MASK
+        return 0 if unsent & HALF else unsent  # SND.NXT is past the FIN
+
+    def room(self) -> int:
+        """How many octets it is worth to write now: what may leave at once, and a little when nothing may, so that
+        the persist timer has something to probe with."""
+        una = self.una
+        allowed = self.congestion.window
+        if self.window < allowed:
+            allowed = self.window
+        if allowed > MAX_BUFFERED:
+            allowed = MAX_BUFFERED
+        queued = (self.end - una) & MASK
+        if queued:
+            left = allowed - queued
+            return left if left >= self.mss else 0  # not worth a runt; the next ACK makes more room
+        return allowed if allowed >= self.mss else self.mss
+
+    def write(self, data: Buffer) -> None:
+        """Append to the queue.  The sender keeps `data`; the caller must not change it."""
+        self._chunks.append((self.end, data))
+        self.end = (self.end + len(data)) & MASK
+
+    def finish(self) -> None:
+        self.finishing = True
+
+    @property
+    def is_done(self) -> bool:
+        """Everything, the FIN included, is acknowledged."""
+        return self.fin_sent and self.una == ((self.end + 1) & MASK)
+
+    # What may leave
+
+    def next_data(self) -> tuple[int, Buffer, bool] | None:
+        """(sequence, payload, FIN) of the next segment, or None when nothing may leave now."""
+        if self.retransmit_due:
+            return self._at(self.una, 0, self.mss)
+        nxt = self.nxt
+        unsent = (self.end - nxt) & MASK
+        if unsent & HALF:  # SND.NXT is past the FIN
+            return None
+        flight = (nxt - self.una) & MASK
+        if unsent == 0:
+            return (nxt, b"", True) if self.finishing else None
+        window = self.window
+        if self.congestion.window < window:
+            window = self.congestion.window
+        usable = window - flight
+        if self.probe_due:
+            return self._at(nxt, self._cursor, max(1, min(usable, self.mss)))
+        if usable <= 0:
+            return None
+        if usable < unsent and usable < self.mss and (flight or usable < self.window_max // 2):
+            return None  # silly window avoidance, MUST-38
+        limit = self.limit
+        if usable < limit:
+            # Cut at a whole segment when more follows, so that no runt is made in the middle of a stream.
+            limit = usable - usable % self.mss if self.mss < usable < unsent else usable
+        return self._at(nxt, self._cursor, limit)
+
+    def _at(self, sequence: int, index: int, limit: int) -> tuple[int, Buffer, bool] | None:
+        chunks = self._chunks
+        if index >= len(chunks):
+            return (sequence, b"", True) if self.fin_sent or self.finishing else None
+        start, data = chunks[index]
+        skip = (sequence - start) & MASK
+        length = len(data) - skip
+        if length > limit:
+            length = limit
+        payload = data if length == len(data) else memoryview(data)[skip : skip + length]
+        last = self.finishing and (sequence + length) & MASK == self.end
+        return sequence, payload, last
+
+    def sent(self, sequence: int, length: int, fin: bool, now: float) -> None:
+        """Take note that the segment which `next_data` gave has left."""
+        end = (sequence + length + fin) & MASK
+        if self.retransmit_due:
+            self.retransmit_due = False
+            self.retransmitted += 1
+            self._timed_sequence = None
+            if sequence != self.nxt:
+                self.deadline = now + self.rtt.rto
+                return
+        elif self._timed_sequence is None and self.nxt == self.top:
+            self._timed_sequence = end
+            self._timed_at = now
+        self.probe_due = False
+        if fin:
+            self.fin_sent = True
+        if sequence == self.nxt:
+            if self.nxt != self.top:
+                self.retransmitted += 1
+            self.nxt = end
+            if ((self.top - end) & HALF) != 0:
+                self.top = end
+            if self._cursor < len(self._chunks):
+                start, data = self._chunks[self._cursor]
+                if (end - start) & MASK >= len(data):
+                    self._cursor += 1
+        if self.deadline == NEVER:
+            self.deadline = now + self.rtt.rto
+
+    # What the guest says
+
+    def acknowledge(
+        self, sequence: int, acknowledgement: int, window: int, has_data: bool, now: float
+    ) -> bool:
+        """One acceptable segment's ACK and window.  False when it acknowledges what was never sent."""
+        una = self.una
+        acked = (acknowledgement - una) & MASK
+        if acked & HALF:
+            return True  # an old duplicate; its window is old too
+        if acked > (self.top - una) & MASK:
+            return False
+        window <<= self.scale
+        if acked:
+            self._advance(acknowledgement, acked, now)
+        elif window == 0 == self.window:
+            self.retransmissions = 0  # a probe was answered: stay open for as long as they are (MUST-37)
+        elif una != self.top and not has_data and window == self.window:  # RFC 5681 section 2
+            self._duplicate()
+        # RFC 9293 section 3.10.7.4: only a newer segment moves the window
+        if distance(self.wl1, sequence) > 0 or (sequence == self.wl1 and distance(self.wl2, acknowledgement) >= 0):
+            self.wl1 = sequence
+            self.wl2 = acknowledgement
+            if window != self.window:
+                if self.window == 0:
+                    self._reopen()
+                self.window = window
+                if window > self.window_max:
+                    self.window_max = window
+        return True
+
+    def _advance(self, acknowledgement: int, acked: int, now: float) -> None:
+        limited = (self.nxt - self.una) & MASK > self.congestion.window - 2 * self.mss
+        self.una = acknowledgement
+        if ((self.nxt - acknowledgement) & HALF) != 0:
+            self.nxt = acknowledgement  # a timeout set it back, and the guest had more than we thought
+        timed = self._timed_sequence
+        if timed is not None and not (acknowledgement - timed) & HALF:
+            self.rtt.sample(now - self._timed_at)
+            self._timed_sequence = None
+        if self.retransmissions:
+            self.retransmissions = 0
+            self.rtt.restart()
+        self.duplicate_acks = 0
+        self.probe_due = False
+        chunks = self._chunks
+        while chunks:
+            start, data = chunks[0]
+            if (acknowledgement - start) & MASK < len(data) or (acknowledgement - start) & HALF:
+                break
+            chunks.popleft()
+            if self._cursor:
+                self._cursor -= 1
+        self._seek()
+        if self.recovering:
+            if (acknowledgement - self.recover) & HALF:
+                self.retransmit_due = True  # a partial ACK: the next hole begins here (RFC 6582 section 3.2)
+            else:
+                self.recovering = False
+                self.congestion.recovered()
+        elif limited:
+            self.congestion.acknowledged(acked)
+        self.deadline = NEVER if self.una == self.nxt else now + self.rtt.rto
+
+    def _reopen(self) -> None:
+        """The window was closed and opened: a probe in flight was not taken, so begin at SND.UNA at once."""
+        self.nxt = self.una
+        self._cursor = 0
+        self._timed_sequence = None
+        self.probe_due = False
+        self.retransmissions = 0
+        self.rtt.restart()
+        self.deadline = NEVER
+
+    def _seek(self) -> None:
+        """Put the cursor on the chunk of SND.NXT after SND.NXT jumped; it rarely moves."""
+        chunks = self._chunks
+        cursor = min(self._cursor, len(chunks))
+        while cursor < len(chunks):
+            start, data = chunks[cursor]
+            if (self.nxt - start) & MASK < len(data) or (self.nxt - start) & HALF:
+                break
+            cursor += 1
+        self._cursor = cursor
+
+    def _duplicate(self) -> None:
+        self.duplicate_acks += 1
+        if self.recovering:
+            self.congestion.window += self.mss
+        elif self.duplicate_acks == DUPLICATE_ACKS and not (self.una - self.recover) & HALF:
+            self.congestion.lost(self.in_flight)
+            self.recover = self.top
+            self.recovering = True
+            self.retransmit_due = True
+
+    # What time says
+
+    def needs_timer(self, now: float) -> None:
+        """Called when nothing more may leave: octets that wait without anything in flight need a probe later."""
+        if self.deadline == NEVER and (self.una != self.nxt or self.unsent):
+            self.deadline = now + self.rtt.rto
+
+    def on_deadline(self, now: float) -> bool:
+        """The timer ran out.  False when the guest has been silent for too long: the connection is dead."""
+        if self.una == self.nxt:
+            if not self.unsent:
+                self.deadline = NEVER
+                return True
+            # Zero or silly window: probe, for as long as the probes are answered (MUST-36, MUST-37).
+            self.probe_due = True
+            self.rtt.back_off()
+            self.deadline = now + self.rtt.rto
+            return True
+        self.retransmissions += 1
+        window_closed = self.window == 0
+        if self.retransmissions > MAX_RETRANSMISSIONS:
+            return False
+        if not window_closed:
+            self.congestion.timed_out(self.in_flight)
+        self.rtt.back_off()
+        self.nxt = self.una
+        self._cursor = 0
+        self._timed_sequence = None
+        self.recovering = False
+        self.recover = self.top
+        self.duplicate_acks = 0
+        self.retransmit_due = False
+        self.probe_due = window_closed
+        self.deadline = now + self.rtt.rto
+        return True

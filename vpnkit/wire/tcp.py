@@ -1,0 +1,161 @@
+"""TCP segments, RFC 9293 section 3.1.
+
+source port 2 | destination port 2 | sequence 4 | acknowledgement 4 |
+data offset (high 4 bits) 1 | flags 1 | window 2 | checksum 2 | urgent pointer 2 | options ...
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from vpnkit.errors import WireError
+from vpnkit.wire.checksum import Buffer, checksum, ones_sum
+from vpnkit.wire.ipv4 import DEFAULT_TTL, DF
+from vpnkit.wire.ipv4 import HEADER as IPV4_HEADER
+from vpnkit.wire.ipv4 import TCP as PROTOCOL
+
+HEADER: Final = struct.Struct("!HHIIBBHHH")
+
+FIN: Final = 0x01
+SYN: Final = 0x02
+RST: Final = 0x04
+PSH: Final = 0x08
+ACK: Final = 0x10
+URG: Final = 0x20
+
+CHECKSUM_OFFSET: Final = 16
+
+OPTION_END: Final = 0
+OPTION_NOP: Final = 1
+OPTION_MSS: Final = 2
+OPTION_WINDOW_SCALE: Final = 3
+MAX_WINDOW_SCALE: Final = 14  # RFC 7323 section 2.3
+
+DEFAULT_MSS: Final = 536  # RFC 9293 MUST-15
+
+
+@dataclass(slots=True)
+class Segment:
+    """What one TCP segment says; `options` and `payload` are views into its frame."""
+
+    source_port: int
+    destination_port: int
+    sequence: int
+    acknowledgement: int
+    flags: int
+    window: int
+    options: memoryview
+    payload: memoryview
+
+
+@dataclass(slots=True)
+class SynOptions:
+    """The options that a SYN may carry."""
+
+    mss: int = DEFAULT_MSS
+    window_scale: int | None = None  # None: not offered
+
+    def encode(self) -> bytes:
+        """MSS and, if offered, window scale; a multiple of four octets."""
+        mss = struct.pack("!BBH", OPTION_MSS, 4, self.mss)
+        if self.window_scale is None:
+            return mss
+        return mss + struct.pack("!BBBB", OPTION_NOP, OPTION_WINDOW_SCALE, 3, self.window_scale)
+
+
+def decode(data: memoryview) -> Segment:
+    """The segment that fills `data`.  Raises WireError."""
+    if len(data) < HEADER.size:
+        raise WireError(f"TCP segment of {len(data)} octets")
+    source, destination, sequence, acknowledgement, offset, flags, window, _, _ = HEADER.unpack_from(data)
+    length = (offset >> 4) * 4
+    if length < HEADER.size or length > len(data):
+        raise WireError(f"TCP header of {length} in {len(data)} octets")
+    return Segment(
+        source, destination, sequence, acknowledgement, flags, window, data[HEADER.size : length], data[length:]
+    )
+
+
+def decode_syn_options(options: Buffer) -> SynOptions:
+    """MSS and window scale; unknown options are skipped.  Raises WireError for an illegal length (MUST-7)."""
+    found = SynOptions()
+    i = 0
+    while i < len(options):
+        kind = options[i]
+        if kind == OPTION_END:
+            break
+        if kind == OPTION_NOP:
+            i += 1
+            continue
+        if i + 1 >= len(options) or options[i + 1] < 2 or i + options[i + 1] > len(options):
+            raise WireError(f"length of TCP option {kind}")
+        length = options[i + 1]
+        if kind == OPTION_MSS and length == 4:
+            found.mss = options[i + 2] << 8 | options[i + 3]
+        elif kind == OPTION_WINDOW_SCALE and length == 3:
+            found.window_scale = min(options[i + 2], MAX_WINDOW_SCALE)
+        i += length
+    return found
+
+
+class FrameTemplate:
+    """The Ethernet, IPv4 and TCP headers of one direction of one connection.
+
+    Only lengths, numbers, flags and sums change from segment to segment, so a header is two `pack_into` on a buffer
+    that is kept.  The buffer is reused: the link takes its octets before the next header is made.
+    """
+
+    __slots__ = ("_ip_sum", "_pseudo_sum", "buffer")
+
+    SIZE: Final = 14 + IPV4_HEADER.size + HEADER.size
+    TRANSPORT: Final = 14 + IPV4_HEADER.size  # where the TCP header starts
+    _IP: Final = struct.Struct("!HHHBBH")  # total length, identification, flags, TTL, protocol, header checksum
+    _TCP: Final = struct.Struct("!IIBBHHH")
+
+    def __init__(
+        self, destination_mac: bytes, source_mac: bytes, source: bytes, destination: bytes, ports: bytes
+    ) -> None:
+        """`source` and `destination` are 4-octet addresses, `ports` the source and destination port, 4 octets."""
+        ip = IPV4_HEADER.pack(0x45, 0, 0, 0, DF, DEFAULT_TTL, PROTOCOL, 0, source, destination)
+        self._ip_sum = ones_sum(ip)
+        self._pseudo_sum = ones_sum(source + destination) + PROTOCOL
+        self.buffer = bytearray(destination_mac + source_mac + b"\x08\x00" + ip + ports + bytes(16))
+
+    def header(self, sequence: int, acknowledgement: int, flags: int, window: int, length: int) -> bytearray:
+        """The headers in front of `length` octets of payload, the TCP checksum partial for the link to complete."""
+        length += 20
+        self._IP.pack_into(
+            self.buffer, 16, length + 20, 0, DF, DEFAULT_TTL, PROTOCOL, 65535 - (self._ip_sum + length + 20) % 65535
+        )
+        self._TCP.pack_into(
+            self.buffer,
+            38,
+            sequence,
+            acknowledgement,
+            0x50,
+            flags,
+            window,
+            (self._pseudo_sum + length) % 65535 or 65535,
+            0,
+        )
+        return self.buffer
+
+    def complete(self, payload: Buffer) -> bytearray:
+        """The headers that `header` made last, with the whole checksum, for a link that completes none."""
+        buffer = self.buffer
+        # The partial sum stands in the checksum field, so summing the header takes it in.
+        total = ones_sum(buffer[self.TRANSPORT :]) + ones_sum(payload)
+        struct.pack_into("!H", buffer, self.TRANSPORT + CHECKSUM_OFFSET, checksum(total))
+        return buffer
+
+    def with_options(
+        self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes
+    ) -> bytearray:
+        """A whole frame without payload, with `options` (a multiple of four octets) and a complete checksum."""
+        frame = self.header(sequence, acknowledgement, flags, window, len(options)) + options
+        frame[46] = (20 + len(options)) << 2
+        total = ones_sum(frame[self.TRANSPORT :])
+        struct.pack_into("!H", frame, self.TRANSPORT + CHECKSUM_OFFSET, checksum(total))
+        return frame
