@@ -84,8 +84,9 @@ def _bar(scale: _Scale, y: float, contender: str, ratio: float) -> str:
 def _frame(results: Results, scale: _Scale, bottom: float) -> Iterator[str]:
     yield _text(20, 26, "How many times better than slirp4netns (log scale, right is better)", size=16)
     machine = ", ".join(results.machine.get(key, "") for key in ("processor", "kernel", "date"))
-    rounds = results.settings.get("rounds")
-    yield _text(20, 44, f"medians of {rounds} round{"" if rounds == 1 else "s"}; {machine}", size=11, colour="#5f6368")
+    rounds = results.settings.get("rounds", 0)
+    many = "" if rounds == 1 else "s"
+    yield _text(20, 44, f"medians of {rounds} round{many}; {machine}", size=11, colour="#5f6368")
     x = LEFT
     for contender in results.contenders:
         if contender != BASE:
