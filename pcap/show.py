@@ -58,7 +58,7 @@ def describe(packet: Packet) -> str:
 
 
 def _frame(packet: Packet) -> str:
-    import dpkt  # 30 ms: only who prints packets pays for it
+    import dpkt  # 75 ms: only who prints packets pays for it
 
     frame = dpkt.ethernet.Ethernet(packet.data)
     inner = frame.data
