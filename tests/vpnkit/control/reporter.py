@@ -1,0 +1,88 @@
+"""A running instance that always says the same."""
+
+from __future__ import annotations
+
+from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
+
+
+class FixedReporter:
+    def status(self) -> StatusReport:
+        return StatusReport(
+            name="default",
+            version="0.1.0",
+            pid=4711,
+            uptime_seconds=3725.5,
+            subnet="192.168.65.0/24",
+            gateway="192.168.65.1",
+            host="192.168.65.2",
+            mtu=65520,
+            dns=["192.0.2.53#53", "2001:db8::53#53"],
+            guests=1,
+            flows={"tcp": 2, "udp": 1, "icmp": 0},
+            frames_to_host=1200,
+            frames_to_guest=3400,
+            bytes_to_host=123456,
+            bytes_to_guest=98765432,
+            counters={"dropped_frames": 0, "refused_flows": 3},
+            warnings=["the kernel has no UDP segmentation offload"],
+        )
+
+    def guests(self) -> list[GuestReport]:
+        return [
+            GuestReport(
+                id=1,
+                link="netns:",
+                mac="02:50:00:00:00:01",
+                ip="192.168.65.3",
+                mtu=65520,
+                offloads=["checksum", "tso4"],
+                frames_to_host=1200,
+                frames_to_guest=3400,
+                bytes_to_host=123456,
+                bytes_to_guest=98765432,
+            )
+        ]
+
+    def flows(self) -> list[FlowReport]:
+        return [
+            FlowReport(
+                id=7,
+                protocol="tcp",
+                direction="out",
+                guest="192.168.65.3:51000",
+                remote="192.0.2.80:443",
+                host="192.0.2.80:443",
+                state="ESTABLISHED",
+                bytes_to_host=517,
+                bytes_to_guest=1048576,
+                age_seconds=12.25,
+                idle_seconds=0.5,
+                rtt_us=85,
+                retransmissions=0,
+            )
+        ]
+
+    def leases(self) -> list[LeaseReport]:
+        return [
+            LeaseReport(
+                ip="192.168.65.3",
+                mac="02:50:00:00:00:01",
+                hostname="guest",
+                client_id="01025000000001",
+                expires_in_seconds=None,
+                state="bound",
+            )
+        ]
+
+    def forwards(self) -> list[ForwardReport]:
+        return [
+            ForwardReport(
+                protocol="tcp",
+                host_address="127.0.0.1",
+                host_port=8080,
+                guest_address=None,
+                guest_port=80,
+                connections=0,
+                spec="8080:80",
+            )
+        ]

@@ -1,0 +1,85 @@
+"""Asking a running instance: one request per connection, without an event loop."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+import h11
+import msgspec
+
+from vpnkit.control.paths import ControlError, connected
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+TIMEOUT: Final = 15.0  # for each step: longer than the server gives itself
+MAX_ANSWER: Final = 64 * 1024 * 1024
+
+
+class NotRunning(ControlError):
+    """Nobody listens on the control socket."""
+
+
+class _Failure(msgspec.Struct):
+    code: str
+    message: str
+
+
+class _FailureBody(msgspec.Struct):
+    error: _Failure
+
+
+def get(path: Path, target: str) -> bytes:
+    """The body at `target`, as it was sent.  Raises NotRunning, or ControlError with what the instance said."""
+    try:
+        connection = connected(path, TIMEOUT)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+            raise NotRunning(f"no instance listens on {path}") from error
+        raise ControlError(f"cannot connect to control socket {path}: {error.strerror or error}") from error
+    with connection:
+        try:
+            status, body = _exchange(connection, target)
+        except TimeoutError as error:
+            raise ControlError(f"the instance at {path} does not answer") from error
+        except (OSError, h11.RemoteProtocolError) as error:
+            raise ControlError(f"the instance at {path} broke off: {error}") from error
+    if status != 200:
+        raise ControlError(f"the instance at {path} says: {_message(status, body)}")
+    return body
+
+
+def _exchange(connection: socket.socket, target: str) -> tuple[int, bytes]:
+    client = h11.Connection(h11.CLIENT)
+    headers = [("Host", "vpnkit"), ("Accept", "application/json"), ("Connection", "close")]
+    wire = client.send(h11.Request(method="GET", target=target, headers=headers)) or b""
+    wire += client.send(h11.EndOfMessage()) or b""
+    try:
+        connection.sendall(wire)
+    except BrokenPipeError:
+        pass  # refused before it was read: the answer says why
+    status = 0
+    body = bytearray()
+    while True:
+        event = client.next_event()
+        if event is h11.NEED_DATA:
+            client.receive_data(connection.recv(65536))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > MAX_ANSWER:
+                raise h11.RemoteProtocolError("the answer has no end")
+        elif isinstance(event, h11.EndOfMessage):
+            return status, bytes(body)
+        elif isinstance(event, h11.ConnectionClosed):
+            raise h11.RemoteProtocolError("no answer")
+
+
+def _message(status: int, body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_FailureBody).error.message
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return f"HTTP status {status}"
