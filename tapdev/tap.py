@@ -190,5 +190,3 @@ def _negotiate(fd: int, offload: bool) -> dict[str, bool]:
         }
     fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
     return {}
-
-

@@ -17,7 +17,6 @@ from typing import Final, Protocol
 
 import trio
 
-
 MAX_EVENTS: Final = 256  # per call of `poll`; the rest stays in the kernel for the next one
 
 READABLE: Final = 1
@@ -155,5 +154,3 @@ class Poller:
         """Close the poller itself; the descriptors belong to their handlers."""
         self._handlers.clear()
         self._backend.close()
-
-

@@ -153,9 +153,7 @@ class TcpFlow:
             if not guest.link.send((header, payload) if length else (header,)):
                 return False
         elif length > (mss := connection.sender.mss if length else 0):
-            if not guest.link.send(
-                (header, payload), TRANSPORT, CHECKSUM_OFFSET, GSO_TCPV4, mss, HEADERS
-            ):
+            if not guest.link.send((header, payload), TRANSPORT, CHECKSUM_OFFSET, GSO_TCPV4, mss, HEADERS):
                 return False
         elif not guest.link.send((header, payload) if length else (header,), TRANSPORT, CHECKSUM_OFFSET):
             return False

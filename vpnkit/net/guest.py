@@ -28,6 +28,7 @@ from vpnkit.wire.checksum import is_valid
 
 if TYPE_CHECKING:
     import random
+    import socket
     from collections.abc import Callable, Sequence
 
     from tapdev.link import Link
@@ -53,14 +54,6 @@ PREFIX: Final = struct.Struct("!6s6sHBxHxxHxBxx12sIIBBH")
 MIN_TCP_FRAME: Final = 54
 
 
-class Services:
-    """What the gateway answers itself, shared by the guests of a network."""
-
-    def __init__(self, dhcp: DhcpService, dns: DnsService) -> None:
-        self.dhcp = dhcp
-        self.dns = dns
-
-
 class Guest:
     """One link and everything that its owner has with us.  When it goes, everything of his goes."""
 
@@ -68,7 +61,7 @@ class Guest:
         self,
         link: Link,
         plan: Plan,
-        services: Services,
+        dhcp: DhcpService,
         rng: random.Random,
         nursery: trio.Nursery,
         *,
@@ -85,7 +78,8 @@ class Guest:
         self.ip = ip or plan.guest_ip.packed
         self.mac = mac or ethernet.BROADCAST
         self.random = rng
-        self.services = services
+        self.dhcp_service = dhcp
+        self.dns: DnsService | None = None  # set by whoever made us: it needs our poller
         self.host = host_sockets
         self.admit = admit
         self.counters: Counter[str] = Counter()
@@ -375,11 +369,7 @@ class Guest:
         """A guest speaks from the subnet, and not as one of us."""
         number = int.from_bytes(source, "big")
         host = number & ~self._mask & 0xFFFFFFFF
-        return (
-            number & self._mask == self._subnet
-            and source not in self._ours
-            and 0 < host < ~self._mask & 0xFFFFFFFF
-        )
+        return number & self._mask == self._subnet and source not in self._ours and 0 < host < ~self._mask & 0xFFFFFFFF
 
     @staticmethod
     def _checksum_holds(packet: ipv4.Ipv4Packet) -> bool:
@@ -433,7 +423,7 @@ class Guest:
     # Services
 
     def dhcp(self, source: bytes, source_mac: bytes, payload: memoryview) -> None:
-        answer = self.services.dhcp.datagram(payload, source_mac, source, self.now())
+        answer = self.dhcp_service.datagram(payload, source_mac, source, self.now())
         if answer is None:
             return
         self.udp.send(
@@ -446,7 +436,8 @@ class Guest:
         def reply(message: bytes) -> None:
             self.udp.send(gateway, 53, source, port, mac, message)
 
-        self.services.dns.query(bytes(query), source, reply)
+        if self.dns is not None:
+            self.dns.query(bytes(query), source, reply)
 
     def serve(self, service: Service, stream: GuestStream, source: bytes) -> None:
         """Let a service of the gateway have a connection of the guest."""
@@ -455,7 +446,8 @@ class Guest:
     async def _serve_stream(self, stream: GuestStream, source: bytes) -> None:
         try:
             await stream.wait_open()
-            await self.services.dns.serve_stream(stream, source)
+            if self.dns is not None:
+                await self.dns.serve_stream(stream, source)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except Exception:  # the containment boundary of one connection
@@ -464,10 +456,33 @@ class Guest:
         finally:
             stream.abort()
 
+    # Ways in
+
+    async def call_and_wait(self, host: socket.socket, destination: bytes, port: int) -> None:
+        """Join the connected, non-blocking `host` with the guest's `port`, and return when both are closed.
+
+        Takes over `host`.  Raises OSError when the guest has no room for it.
+        """
+        source = (self.plan.host_ip or self.plan.gateway_ip).packed
+        try:
+            flow = self.tcp.call(source, destination, port, host, self.mac)
+        except BaseException:
+            host.close()
+            raise
+        self.settle_now(flow)
+        try:
+            await flow.wait_released()
+        finally:
+            if not flow.connection.is_closed:
+                flow.abort("the forward is gone")
+                self.settle_now(flow)
+
     # The end
 
     def close(self) -> None:
         """Release everything.  Idempotent."""
+        if self.dns is not None:
+            self.dns.close()
         self.tcp.close()
         self.udp.close()
         self.icmp.close()

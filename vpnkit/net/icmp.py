@@ -58,6 +58,8 @@ class PingSession:
         "_socket",
         "_table",
         "active_at",
+        "bytes_to_guest",
+        "bytes_to_host",
         "destination",
         "identifier",
         "key",
@@ -69,8 +71,15 @@ class PingSession:
     )
 
     def __init__(
-        self, table: IcmpTable, number: int, packet: Ipv4Packet, identifier: int, mac: bytes, made: socket.socket,
-        *, raw: bool,
+        self,
+        table: IcmpTable,
+        number: int,
+        packet: Ipv4Packet,
+        identifier: int,
+        mac: bytes,
+        made: socket.socket,
+        *,
+        raw: bool,
     ) -> None:
         self._table = table
         self._socket: socket.socket | None = made
@@ -83,6 +92,8 @@ class PingSession:
         self.key = packet.source + packet.destination + identifier.to_bytes(2, "big")
         self.opened_at = self.active_at = table.guest.now()
         self.queued_at = NEVER
+        self.bytes_to_host = 0
+        self.bytes_to_guest = 0
 
     def send(self, message: memoryview, address: str, ttl: int) -> None:
         host = self._socket
@@ -93,6 +104,7 @@ class PingSession:
         # A ping socket puts its own identifier in; a raw one sends ours, which the kernel may share with nobody.
         wire = icmp.encode(icmp.ECHO_REQUEST, 0, self._wire_identifier, sequence, bytes(message[8:]))
         host.sendto(wire, (address, 0))
+        self.bytes_to_host += len(wire) - icmp.HEADER.size
 
     @property
     def _wire_identifier(self) -> int:
@@ -124,6 +136,7 @@ class PingSession:
         if socket.inet_aton(address) != self.destination:
             return
         reply = icmp.encode(icmp.ECHO_REPLY, 0, self.identifier, sequence, data[8:])
+        self.bytes_to_guest += len(data) - icmp.HEADER.size
         self._table.guest.send_ip(self.destination, self.source, ipv4.ICMP, reply, self.mac)
 
     def on_failure(self, error: BaseException) -> None:
@@ -243,7 +256,7 @@ class IcmpTable:
             if about.flags_offset & ipv4.OFFSET_MASK:
                 return False
             first = about.destination[0]
-            if 224 <= first or about.source[0] in (0, 127) or about.source[0] >= 224:
+            if first >= 224 or about.source[0] in (0, 127) or about.source[0] >= 224:
                 return False
             if about.protocol == ipv4.ICMP and (len(about.payload) < 1 or about.payload[0] in icmp.ERRORS):
                 return False

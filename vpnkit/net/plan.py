@@ -8,6 +8,7 @@ from typing import Final
 
 from vpnkit.errors import ConfigError
 
+DEFAULT_SUBNET: Final = IPv4Network("192.168.65.0/24")
 SERVER_MAC: Final = bytes.fromhex("f61636bcf9c6")  # the original's
 GUEST_MAC_PREFIX: Final = bytes.fromhex("0250")  # then a 32-bit guest number, from 1
 
@@ -25,7 +26,7 @@ def guest_mac(number: int) -> bytes:
 class Plan:
     """One virtual LAN.  Raises ConfigError when the addresses do not fit together."""
 
-    subnet: IPv4Network = IPv4Network("192.168.65.0/24")
+    subnet: IPv4Network = DEFAULT_SUBNET
     gateway: IPv4Address | None = None  # default: the first address
     host: IPv4Address | None = None  # the alias of the host's loopback; default: the second address
     host_loopback: bool = True  # False: there is no alias

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import socket
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
@@ -25,6 +24,8 @@ from vpnkit.wire import icmp, tcp
 from vpnkit.wire.tcp import ACK, FIN, RST, SYN, FrameTemplate, Segment
 
 if TYPE_CHECKING:
+    import socket
+
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.guest import Guest
     from vpnkit.wire.ipv4 import Ipv4Packet
@@ -261,11 +262,11 @@ class TcpTable:
 
     # Flows that the host opens
 
-    def call(
-        self, source: bytes, destination: bytes, port: int, made: socket.socket | None, guest_mac: bytes
-    ) -> TcpFlow:
-        """Call the guest at `destination`:`port` from `source`; the flow joins the connected host socket `made`, or
-        is a StreamFlow without one.  Raises OSError(EADDRNOTAVAIL) when every source port is in use."""
+    def call(self, source: bytes, destination: bytes, port: int, made: socket.socket, guest_mac: bytes) -> SpliceFlow:
+        """Call the guest at `destination`:`port` from `source`, for the connected host socket `made`.
+
+        Raises OSError: EADDRNOTAVAIL when every source port is in use, ENOBUFS when the guest has too many flows.
+        """
         guest = self._guest
         now = guest.now()
         tail = port.to_bytes(2, "big")
@@ -281,12 +282,10 @@ class TcpTable:
             raise OSError(errno.ENOBUFS, "the guest has too many flows")
         connection = TcpConnection.active(self._initial_sequence(key, now), self._offer(), now)
         template = self._template(key, guest_mac)
-        flow: TcpFlow
-        if made is None:
-            flow = StreamFlow(guest, guest.next_number(), key, connection, template, inbound=True)
-        else:
-            flow = SpliceFlow(guest, guest.next_number(), key, connection, template, made, guest.poller, inbound=True)
-            flow.opened()
+        flow = SpliceFlow(guest, guest.next_number(), key, connection, template, made, guest.poller, inbound=True)
+        peer = made.getpeername()
+        flow.remote = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer)
+        flow.opened()
         self.flows[key] = flow
         return flow
 

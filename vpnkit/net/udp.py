@@ -47,13 +47,13 @@ class UdpMapping:
     """One address and port of the guest, and its host socket."""
 
     __slots__ = (
-        "_again",
         "_peers",
         "_routes",
         "_socket",
         "_table",
         "active_at",
         "address",
+        "addressed",
         "bytes_to_guest",
         "bytes_to_host",
         "mac",
@@ -65,7 +65,9 @@ class UdpMapping:
         "touched",
     )
 
-    def __init__(self, table: UdpTable, number: int, address: bytes, port: int, mac: bytes, made: socket.socket) -> None:
+    def __init__(
+        self, table: UdpTable, number: int, address: bytes, port: int, mac: bytes, made: socket.socket
+    ) -> None:
         self._table = table
         self._socket: socket.socket | None = made
         self.number = number
@@ -77,7 +79,7 @@ class UdpMapping:
         self.touched = False
         self.bytes_to_host = 0
         self.bytes_to_guest = 0
-        self.remote = ""  # where the guest sent last, for people
+        self.addressed = self.remote = ""  # what the guest called last, and where that went, for people
         # what the guest addressed (address and port, 6 octets) -> where it goes on the host
         self._routes: dict[bytes, tuple[str, int]] = {}
         # a host address that may answer -> the address that the guest knows it by
@@ -97,6 +99,7 @@ class UdpMapping:
             if address[0] not in self._peers and len(self._peers) >= MAX_PEERS:
                 del self._peers[next(iter(self._peers))]
             self._peers[address[0]] = destination[:4]
+            self.addressed = f"{socket.inet_ntoa(destination[:4])}:{address[1]}"
             self.remote = f"{address[0]}:{address[1]}"
         for _ in range(2):  # the first try may hand us the error of an earlier datagram
             try:
@@ -367,15 +370,11 @@ class UdpTable:
         header = ipv4.encode_header(
             source, destination, ipv4.UDP, len(datagram), identification=self._identification, flags_offset=0
         )
-        return all(
-            [
-                guest.link.send((ethernet, *parts))
-                for parts in ipv4.fragments(header, datagram, guest.link.capabilities.mtu)
-            ]
-        )
+        sent = True
+        for parts in ipv4.fragments(header, datagram, guest.link.capabilities.mtu):
+            sent = guest.link.send((ethernet, *parts)) and sent
+        return sent
 
     def close(self) -> None:
         for mapping in list(self.mappings.values()):
             self.remove(mapping)
-
-

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
-from vpnkit.wire.checksum import Buffer
+
+if TYPE_CHECKING:
+    from vpnkit.wire.checksum import Buffer
 
 PACKET: Final = struct.Struct("!HHBBH6s4s6s4s")
 REQUEST: Final = 1

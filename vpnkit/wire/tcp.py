@@ -150,9 +150,7 @@ class FrameTemplate:
         struct.pack_into("!H", buffer, self.TRANSPORT + CHECKSUM_OFFSET, checksum(total))
         return buffer
 
-    def with_options(
-        self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes
-    ) -> bytearray:
+    def with_options(self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes) -> bytearray:
         """A whole frame without payload, with `options` (a multiple of four octets) and a complete checksum."""
         frame = self.header(sequence, acknowledgement, flags, window, len(options)) + options
         frame[46] = (20 + len(options)) << 2

@@ -24,7 +24,9 @@ class NewReno:
     def acknowledged(self, octets: int) -> None:
         """New data was acknowledged outside of recovery; the caller says so only when the window was the limit."""
         if self.window < self.ssthresh:
-            self.window += octets  # slow start, by octets: RFC 3465 with no limit, as super-frames are acknowledged whole
+            self.window += (
+                octets  # slow start, by octets: RFC 3465 with no limit, as super-frames are acknowledged whole
+            )
         else:
             self.window += max(self.mss * octets // self.window, 1)
 

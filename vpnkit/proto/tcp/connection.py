@@ -109,8 +109,11 @@ class TcpConnection:
         self.receiver = Receiver(sequence, WINDOW_SCALE if scaled else 0)
         mss = max(min(options.mss, self._offer.mss), MIN_MSS)
         self.sender = Sender(
-            self._iss, mss, self._offer.limit if self._offer.limit > self._offer.mss else mss,
-            options.window_scale or 0, window,
+            self._iss,
+            mss,
+            self._offer.limit if self._offer.limit > self._offer.mss else mss,
+            options.window_scale or 0,
+            window,
         )
         self.sender.wl1 = sequence
         self._heard = True
@@ -371,5 +374,3 @@ class TcpConnection:
             self._syn_rto = min(self._syn_rto * 2, MAXIMUM)
             self._deadline = now + self._syn_rto
             self._syn_due = True
-
-

@@ -1,4 +1,4 @@
-"""The receiving half of a connection: RCV variables, the window that we advertise, and what is still to be acknowledged.
+"""The receiving half of a connection: RCV variables, our window, and what is still to be acknowledged.
 
 `inbox` holds what came in order and nobody took yet, as views into the burst's buffers; `buffered` counts the octets
 that were taken but have not left us, because the host's socket was full.  The window reopens only when they left:

@@ -21,7 +21,7 @@ from vpnkit.proto.tcp.seq import HALF, MASK, distance
 if TYPE_CHECKING:
     from vpnkit.wire.checksum import Buffer
 
-MAX_BUFFERED: Final = 1 << 20  # octets of one connection that wait for the guest
+MAX_BUFFERED: Final = 1 << 18  # octets of one connection that wait for the guest
 MAX_RETRANSMISSIONS: Final = 15  # R2: more than 100 s (SHLD-11), so a paused guest survives
 DUPLICATE_ACKS: Final = 3
 
@@ -125,6 +125,24 @@ class Sender:
         self._chunks.append((self.end, data))
         self.end = (self.end + len(data)) & MASK
 
+    @property
+    def may_stream(self) -> bool:
+        """Nothing waits and nothing is being repaired: what is written next may leave at once, by `streamed`."""
+        return self.nxt == self.end == self.top and not (self.finishing or self.retransmit_due)
+
+    def streamed(self, data: Buffer, now: float) -> None:
+        """`write` and `sent` in one, for a chunk within `room` and `limit` that has left while `may_stream` held."""
+        start = self.nxt
+        end = (start + len(data)) & MASK
+        self._chunks.append((start, data))
+        self._cursor += 1
+        self.nxt = self.end = self.top = end
+        if self._timed_sequence is None:
+            self._timed_sequence = end
+            self._timed_at = now
+        if self.deadline == NEVER:
+            self.deadline = now + self.rtt.rto
+
     def finish(self) -> None:
         self.finishing = True
 
@@ -206,9 +224,7 @@ class Sender:
 
     # What the guest says
 
-    def acknowledge(
-        self, sequence: int, acknowledgement: int, window: int, has_data: bool, now: float
-    ) -> bool:
+    def acknowledge(self, sequence: int, acknowledgement: int, window: int, has_data: bool, now: float) -> bool:
         """One acceptable segment's ACK and window.  False when it acknowledges what was never sent."""
         una = self.una
         acked = (acknowledgement - una) & MASK

@@ -1,0 +1,180 @@
+"""One virtual LAN: the plan, what its gateway answers, its guests, and the ways in.
+
+Everything hangs from here, so that two networks in one process know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import resource
+import socket
+from collections import Counter
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Final
+
+import trio
+from portfwd.table import ForwardTable
+
+from vpnkit.net.guest import Guest
+from vpnkit.net.reporting import traffic
+from vpnkit.proto.dhcp import DhcpConfig, DhcpServer
+from vpnkit.proto.dns import LocalNames
+from vpnkit.services.dhcp import DhcpService
+from vpnkit.services.dns import DnsService
+from vpnkit.services.resolvconf import ResolvConf
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from portfwd.spec import Spec
+    from tapdev.link import Link
+    from vpnkit.net.plan import Plan
+
+log = logging.getLogger(__name__)
+
+RESERVED_DESCRIPTORS: Final = 64  # for DNS, control and accepting, when flows have used up the rest
+
+
+@dataclass
+class NetworkOptions:
+    """What is not an address: how one instance behaves."""
+
+    name: str = "default"
+    dns: Sequence[tuple[str, int]] = ()  # servers to forward to; empty: those of the host's resolv.conf
+    verify_checksums: bool = False
+    max_connections: int | None = None  # host sockets; None: as many as the descriptor limit allows
+    extra_host_names: Sequence[str] = ()
+    rng: random.Random = field(default_factory=random.SystemRandom)
+
+
+class Network:
+    """The network of one or more guests.  `run` must run while any of the others is used."""
+
+    def __init__(self, plan: Plan, options: NetworkOptions | None = None) -> None:
+        self.plan = plan
+        self.options = options = options or NetworkOptions()
+        self.guests: list[Guest] = []
+        self.warnings: list[str] = []
+        self.gone: Counter[str] = Counter()  # counters and traffic of guests that left
+        self._numbers = 0
+        self._nursery: trio.Nursery | None = None
+        self.started = 0.0
+        self._resolv_conf = ResolvConf()
+        self.names = _names(plan, options)
+        self.dhcp = DhcpServer(_dhcp_config(plan))
+        self._dhcp_service = DhcpService(self.dhcp)
+        self.forwards = ForwardTable(self._deliver)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = max((options.max_connections or soft) - RESERVED_DESCRIPTORS, 1)
+        if options.max_connections is not None:
+            self._limit = min(self._limit + RESERVED_DESCRIPTORS, max(soft - RESERVED_DESCRIPTORS, 1))
+
+    # Life
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the tasks of this network until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self.started = trio.current_time()
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def serve_guest(
+        self,
+        link: Link,
+        mac: bytes,
+        ip: IPv4Address,
+        task_status: trio.TaskStatus[Guest] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve a guest whose address is known beforehand, until its link closes."""
+        self._numbers += 1
+        async with trio.open_nursery() as nursery:
+            guest = Guest(
+                link,
+                self.plan,
+                self._dhcp_service,
+                self.options.rng,
+                nursery,
+                number=self._numbers,
+                ip=ip.packed,
+                mac=mac,
+                verify_checksums=self.options.verify_checksums,
+                admit=self._admit,
+                warn=self._warn,
+            )
+            guest.dns = DnsService(
+                self.names, self.dns_servers, guest.poller, guest.deadlines, trio.current_time, self.options.rng
+            )
+            self.dhcp.reserve(mac, ip.packed)
+            self.guests.append(guest)
+            task_status.started(guest)
+            try:
+                await guest.run()
+            finally:
+                self.guests.remove(guest)
+                self.gone.update(guest.counters)
+                self.gone.update(traffic(link))
+            nursery.cancel_scope.cancel()
+
+    def _warn(self, message: str) -> None:
+        log.warning("%s", message)
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def _admit(self) -> bool:
+        """Whether one more host socket is within the limit."""
+        return sum(len(guest.poller) for guest in self.guests) < self._limit
+
+    def dns_servers(self) -> Sequence[tuple[str, int]]:
+        """Where queries go now."""
+        return self.options.dns or self._resolv_conf.servers()
+
+    # Ways in
+
+    async def expose(self, spec: Spec) -> None:
+        """Listen on the host for what `spec` says, until the network ends.  Raises ForwardError."""
+        assert self._nursery is not None, "the network does not run"
+        await self.forwards.expose(spec, self._nursery)
+
+    async def _deliver(self, stream: trio.SocketStream, spec: Spec) -> None:
+        """Take an accepted connection to the guest."""
+        wanted = IPv4Address(spec.guest_address) if spec.guest_address else None
+        guest = next((g for g in self.guests if wanted is None or wanted.packed == g.ip), None)
+        host = socket.socket(fileno=stream.socket.detach())
+        if guest is None:
+            host.close()
+            raise OSError(f"no guest has {wanted or 'an address'}")
+        host.setblocking(False)
+        await guest.call_and_wait(host, wanted.packed if wanted else guest.ip, spec.guest_port)
+
+
+def _names(plan: Plan, options: NetworkOptions) -> LocalNames:
+    names = LocalNames([(plan.subnet.network_address.packed, plan.subnet.prefixlen)])
+    for name in plan.gateway_names:
+        names.add(name, plan.gateway_ip.packed)
+    for name in (*options.extra_host_names, *plan.host_names):
+        names.add(name, *([plan.host_ip.packed] if plan.host_ip else []))
+    for name in plan.vm_names:
+        names.add_asker(name)
+    return names
+
+
+def _dhcp_config(plan: Plan) -> DhcpConfig:
+    first, last = plan.pool()
+    gateway = plan.gateway_ip.packed
+    excluded = frozenset({gateway, plan.host.packed} if plan.host else {gateway})
+    return DhcpConfig(
+        server_ip=gateway,
+        server_mac=plan.server_mac,
+        first=first.packed,
+        last=last.packed,
+        mask=plan.subnet.netmask.packed,
+        routers=(gateway,),
+        dns=(gateway,),
+        excluded=excluded,
+        mtu=plan.mtu,
+        domain=plan.domain,
+        search=plan.search,
+    )

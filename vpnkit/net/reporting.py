@@ -1,0 +1,184 @@
+"""What a network says about itself, as the records of `report`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+import vpnkit
+from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
+
+if TYPE_CHECKING:
+    from tapdev.link import Link
+    from vpnkit.flow.tcp_flow import TcpFlow
+    from vpnkit.net.guest import Guest
+    from vpnkit.net.icmp import PingSession
+    from vpnkit.net.network import Network
+    from vpnkit.net.udp import UdpMapping
+
+TRAFFIC: Final = ("frames_to_host", "frames_to_guest", "bytes_to_host", "bytes_to_guest")
+
+
+def traffic(link: Link) -> dict[str, int]:
+    """Frames and octets of `link` so far, by the names of StatusReport."""
+    statistics = link.statistics
+    return {
+        "frames_to_host": statistics.received_frames,
+        "frames_to_guest": statistics.sent_frames,
+        "bytes_to_host": statistics.received_bytes,
+        "bytes_to_guest": statistics.sent_bytes,
+    }
+
+
+class NetworkReporter:
+    """The Reporter of a running network.  Nothing here waits."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def status(self) -> StatusReport:
+        network = self._network
+        plan = network.plan
+        counters = Counter(network.gone)
+        totals = Counter({key: counters.pop(key, 0) for key in TRAFFIC})
+        flows = {"tcp": 0, "udp": 0, "icmp": 0}
+        for guest in network.guests:
+            counters.update(guest.counters)
+            totals.update(traffic(guest.link))
+            flows["tcp"] += len(guest.tcp.flows)
+            flows["udp"] += len(guest.udp.mappings)
+            flows["icmp"] += len(guest.icmp.sessions)
+        return StatusReport(
+            name=network.options.name,
+            version=vpnkit.__version__,
+            pid=os.getpid(),
+            uptime_seconds=trio.current_time() - network.started,
+            subnet=str(plan.subnet),
+            gateway=str(plan.gateway_ip),
+            host=str(plan.host_ip) if plan.host_ip else None,
+            mtu=plan.mtu,
+            dns=[f"{server}#{port}" for server, port in network.dns_servers()],
+            guests=len(network.guests),
+            flows=flows,
+            frames_to_host=totals["frames_to_host"],
+            frames_to_guest=totals["frames_to_guest"],
+            bytes_to_host=totals["bytes_to_host"],
+            bytes_to_guest=totals["bytes_to_guest"],
+            counters=dict(sorted(counters.items())),
+            warnings=list(network.warnings),
+        )
+
+    def guests(self) -> list[GuestReport]:
+        return [_guest(guest) for guest in self._network.guests]
+
+    def flows(self) -> list[FlowReport]:
+        now = trio.current_time()
+        found: list[FlowReport] = []
+        for guest in self._network.guests:
+            found += [_tcp(flow, now) for flow in guest.tcp.flows.values()]
+            found += [_udp(mapping, now) for mapping in guest.udp.mappings.values()]
+            found += [_icmp(session, now) for session in guest.icmp.sessions.values()]
+        return found
+
+    def leases(self) -> list[LeaseReport]:
+        now = trio.current_time()
+        return [
+            LeaseReport(
+                ip=str(IPv4Address(lease.ip)),
+                mac=lease.mac.hex(":"),
+                hostname=lease.hostname,
+                client_id=lease.client_id.hex(),
+                expires_in_seconds=None if lease.expires_at == float("inf") else max(lease.expires_at - now, 0.0),
+                state=lease.state,
+            )
+            for lease in self._network.dhcp.leases(now)
+        ]
+
+    def forwards(self) -> list[ForwardReport]:
+        return [
+            ForwardReport(
+                protocol=forward.spec.protocol,
+                host_address=address,
+                host_port=port,
+                guest_address=forward.spec.guest_address or None,
+                guest_port=forward.spec.guest_port,
+                connections=forward.connections,
+                spec=str(forward.spec),
+            )
+            for forward in self._network.forwards.list()
+            for address, port in forward.addresses
+        ]
+
+
+def _guest(guest: Guest) -> GuestReport:
+    capabilities = guest.link.capabilities
+    return GuestReport(
+        id=guest.number,
+        link=type(guest.link).__name__,
+        mac=guest.mac.hex(":"),
+        ip=str(IPv4Address(guest.ip)),
+        mtu=capabilities.mtu,
+        offloads=[name for name in ("checksum", "tso4", "tso6", "uso") if getattr(capabilities, name)],
+        **traffic(guest.link),
+    )
+
+
+def _tcp(flow: TcpFlow, now: float) -> FlowReport:
+    key = flow.key
+    connection = flow.connection
+    sender = connection.sender if connection.is_open else None
+    return FlowReport(
+        id=flow.number,
+        protocol="tcp",
+        direction="in" if flow.inbound else "out",
+        guest=f"{IPv4Address(key[0:4])}:{int.from_bytes(key[8:10], 'big')}",
+        remote=f"{IPv4Address(key[4:8])}:{int.from_bytes(key[10:12], 'big')}",
+        host=flow.remote,
+        state=connection.state.value,
+        bytes_to_host=flow.bytes_to_host,
+        bytes_to_guest=flow.bytes_to_guest,
+        age_seconds=now - flow.opened_at,
+        idle_seconds=now - flow.active_at,
+        rtt_us=round(sender.rtt.srtt * 1e6) if sender is not None and sender.rtt.srtt else None,
+        retransmissions=sender.retransmitted if sender is not None else 0,
+    )
+
+
+def _udp(mapping: UdpMapping, now: float) -> FlowReport:
+    return FlowReport(
+        id=mapping.number,
+        protocol="udp",
+        direction="out",
+        guest=f"{IPv4Address(mapping.address)}:{mapping.port}",
+        remote=mapping.addressed,
+        host=mapping.remote,
+        state="open",
+        bytes_to_host=mapping.bytes_to_host,
+        bytes_to_guest=mapping.bytes_to_guest,
+        age_seconds=now - mapping.opened_at,
+        idle_seconds=now - mapping.active_at,
+        rtt_us=None,
+        retransmissions=0,
+    )
+
+
+def _icmp(session: PingSession, now: float) -> FlowReport:
+    return FlowReport(
+        id=session.number,
+        protocol="icmp",
+        direction="out",
+        guest=f"{IPv4Address(session.source)}:{session.identifier}",
+        remote=f"{IPv4Address(session.destination)}:{session.identifier}",
+        host=str(IPv4Address(session.destination)),
+        state="open",
+        bytes_to_host=session.bytes_to_host,
+        bytes_to_guest=session.bytes_to_guest,
+        age_seconds=now - session.opened_at,
+        idle_seconds=now - session.active_at,
+        rtt_us=None,
+        retransmissions=0,
+    )
