@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Final, Literal, TypeAlias, cast
 
-Address: TypeAlias = IPv4Address | IPv6Address
 Protocol: TypeAlias = Literal["tcp", "udp"]
 
 PROTOCOLS: Final = ("tcp", "udp")
@@ -35,8 +34,8 @@ class Spec:
     host_port: int  # 0: the system chooses
     guest_port: int
     protocol: Protocol = "tcp"
-    host_address: Address | None = None  # None: the loopback addresses
-    guest_address: Address | None = None  # None: the first guest, whatever its address
+    host_address: str | None = None  # None: the loopback addresses
+    guest_address: str | None = None  # None: the first guest, whatever its address
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -45,12 +44,10 @@ class Spec:
             raise SpecError(f"host port {self.host_port} is out of range: 0 to 65535")
         if not 1 <= self.guest_port <= 65535:
             raise SpecError(f"guest port {self.guest_port} is out of range: 1 to 65535")
-        for address in (self.host_address, self.guest_address):
-            if address is not None and address.is_multicast:
-                raise SpecError(f"{address} is a multicast address")
-            if isinstance(address, IPv6Address) and address.scope_id is not None:
-                raise SpecError(f"{address} has a zone; forwards take addresses without one")
-        if self.guest_address is not None and self.guest_address.is_unspecified:
+        for name in ("host_address", "guest_address"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _normal(getattr(self, name)))
+        if self.guest_address is not None and ip_address(self.guest_address).is_unspecified:
             raise SpecError(f"guest address {self.guest_address} is no guest; leave it out for the first guest")
 
     def __str__(self) -> str:
@@ -73,8 +70,8 @@ def _parse(text: str) -> list[Spec]:
     if text.startswith(("tcp:", "udp:")):
         return [_parse_original(text)]
     body, protocol = _split_protocol(text)
-    host_address: Address | None = None
-    guest_address: Address | None = None
+    host_address: str | None = None
+    guest_address: str | None = None
     match _split(body):
         case [ports]:
             host_ports = guest_ports = ports
@@ -138,15 +135,24 @@ def _split(text: str) -> list[str]:
         position += 1
 
 
-def _address(part: str) -> Address:
+def _address(part: str) -> str:
     bracketed = part.startswith("[")
-    try:
-        address = ip_address(part[1:-1] if bracketed else part)
-    except ValueError:
-        raise SpecError(f"{part!r} is not an IP address; {FORM} is the form") from None
-    if bracketed != isinstance(address, IPv6Address):
-        raise SpecError(f"only IPv6 addresses have brackets: {_bracketed(address)}")
+    address = _normal(part[1:-1] if bracketed else part)
+    if bracketed != (":" in address):
+        raise SpecError(f"IPv6 addresses and only they have brackets: {_bracketed(address)}")
     return address
+
+
+def _normal(text: str) -> str:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        raise SpecError(f"{text!r} is not an IP address; {FORM} is the form") from None
+    if address.is_multicast:
+        raise SpecError(f"{text} is a multicast address")
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise SpecError(f"{text} has a zone; forwards take addresses without one")
+    return str(address)
 
 
 def _ports(part: str) -> range:
@@ -175,5 +181,5 @@ def _checked(port: int) -> int:
     return port
 
 
-def _bracketed(address: Address) -> str:
-    return f"[{address}]" if isinstance(address, IPv6Address) else str(address)
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
