@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING
 
 import dns.flags
@@ -34,7 +34,7 @@ def clock() -> trio.testing.MockClock:
 
 
 def query_bytes(name: str = "example.com", rdtype: str = "A", **options: object) -> bytes:
-    return dns.message.make_query(name, rdtype, **options).to_wire()  # type: ignore[arg-type]
+    return dns.message.make_query(name, rdtype, **({"id": 4660} | options)).to_wire()  # type: ignore[arg-type]
 
 
 def answer_bytes(query: bytes, text: str = "10.0.0.1", *, rcode: int = 0, count: int = 1, tc: bool = False) -> bytes:
@@ -175,30 +175,30 @@ async def lan(*behaviours: Callable[[bytes], list[bytes]] | tuple[str, int]) -> 
             await poller.wait()
             poller.poll()
 
-    async with trio.open_nursery() as nursery:
-        servers: list[tuple[str, int]] = []
-        upstreams = []
-        for behaviour in behaviours:
-            if isinstance(behaviour, tuple):
-                servers.append(behaviour)
-            else:
-                upstreams.append(Upstream(behaviour))
-                servers.append(await upstreams[-1].start(nursery))
+    with closing(poller):
+        async with trio.open_nursery() as nursery:
+            servers: list[tuple[str, int]] = []
+            upstreams = []
+            for behaviour in behaviours:
+                if isinstance(behaviour, tuple):
+                    servers.append(behaviour)
+                else:
+                    upstreams.append(Upstream(behaviour))
+                    servers.append(await upstreams[-1].start(nursery))
 
-        def failed(timed: object, error: BaseException) -> None:
-            raise error
+            def failed(timed: object, error: BaseException) -> None:
+                raise error
 
-        deadlines = Deadlines(lambda: None, failed)
-        service = DnsService(names, lambda: servers, poller, deadlines, trio.current_time, random.Random(1))
-        nursery.start_soon(loop)
-        nursery.start_soon(deadlines.run)
-        await trio.testing.wait_all_tasks_blocked()
-        yield Lan(service, upstreams, nursery)
-        assert service.statistics().sockets == len(poller)
-        service.close()
-        assert len(poller) == service.statistics().sockets == 0
-        nursery.cancel_scope.cancel()
-    poller.close()
+            deadlines = Deadlines(lambda: None, failed)
+            service = DnsService(names, lambda: servers, poller, deadlines, trio.current_time, random.Random(1))
+            nursery.start_soon(loop)
+            nursery.start_soon(deadlines.run)
+            await trio.testing.wait_all_tasks_blocked()
+            yield Lan(service, upstreams, nursery)
+            assert service.statistics().sockets == len(poller)
+            service.close()
+            assert len(poller) == service.statistics().sockets == 0
+            nursery.cancel_scope.cancel()
 
 
 # UDP
@@ -625,6 +625,7 @@ async def test_streams_are_bounded(clock: trio.testing.MockClock, monkeypatch: p
         assert (statistics.streams, statistics.refused_streams) == (2, 1)
         assert await streams[2].receive_some() == b""
         await streams[0].aclose()
+        await trio.testing.wait_all_tasks_blocked()
         assert told(await net.ask_stream(query_bytes("gateway.internal"))) == "NOERROR 192.168.65.1"
         await streams[1].aclose()
 

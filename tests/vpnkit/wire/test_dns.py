@@ -15,7 +15,7 @@ from vpnkit.wire import dns as wire
 
 
 def query_bytes(name: str = "Example.COM", rdtype: str = "A", **options: object) -> bytes:
-    return dns.message.make_query(name, rdtype, **options).to_wire()  # type: ignore[arg-type]
+    return dns.message.make_query(name, rdtype, **({"id": 4660} | options)).to_wire()  # type: ignore[arg-type]
 
 
 def answer_bytes(query: bytes, count: int, *, edns: bool = False) -> bytes:
