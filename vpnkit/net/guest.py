@@ -21,7 +21,7 @@ from vpnkit.flow.clock import Deadlines
 from vpnkit.flow.poller import Poller
 from vpnkit.net.icmp import IcmpTable
 from vpnkit.net.tcp import TcpTable
-from vpnkit.net.udp import UdpMapping, UdpTable
+from vpnkit.net.udp import UdpTable
 from vpnkit.proto import arp as arp_rules
 from vpnkit.wire import arp, ethernet, icmp, ipv4, udp
 from vpnkit.wire.checksum import is_valid
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.plan import Plan
     from vpnkit.net.policy import Service
+    from vpnkit.net.udp_mapping import UdpMapping
     from vpnkit.proto.deadlines import Timed
     from vpnkit.services.dhcp import DhcpService
     from vpnkit.services.dns import DnsService
@@ -175,6 +176,8 @@ class Guest:
                 except Exception:  # the containment boundary of one frame
                     self.counters["internal_error"] += 1
                     log.exception("guest %d: internal error on a frame", self.number)
+            if self.udp.unfinished:
+                self.udp.flush()
             if self._touched:
                 self.settle()
         finally:
@@ -293,26 +296,13 @@ class Guest:
                 window,
             ) = PREFIX.unpack_from(frame)
             if (
-                protocol == 6
-                and ethertype == 0x0800
+                ethertype == 0x0800
                 and version_ihl == 0x45
                 and not self._verify
                 and not flags_offset & 0x3FFF
+                and self._fast(frame, protocol, key, total, sequence, acknowledgement, offset, flags, window, now)
             ):
-                # The fast path: a segment of a flow that is there.  What it does not take, the general one below does.
-                flow = self.tcp.flows.get(key)
-                start = 34 + (offset >> 4) * 4
-                end = 14 + total
-                if flow is not None and flow.connection.is_open and 54 <= start <= end <= len(frame):
-                    flow.connection.receive(sequence, acknowledgement, flags, window, frame[start:end], now)
-                    if not flow.touched:
-                        flow.touched = True
-                        self._touched.append(flow)
-                    if end - start > HOLD_LIMIT:
-                        flow.deliver(now)
-                    elif end != start:
-                        self.link.hold()
-                    return
+                return
         elif len(frame) < ethernet.HEADER.size:
             raise WireError(f"frame of {len(frame)} octets")
         else:
@@ -326,6 +316,44 @@ class Guest:
             self._arp(frame, source_mac)
         else:
             self.counters["ethertype_ignored"] += 1
+
+    def _fast(
+        self,
+        frame: memoryview,
+        protocol: int,
+        key: bytes,
+        total: int,
+        sequence: int,
+        acknowledgement: int,
+        offset: int,
+        flags: int,
+        window: int,
+        now: float,
+    ) -> bool:
+        """The fast path: a segment or datagram of a flow that is there.  False for what the general path must do."""
+        end = 14 + total
+        if protocol == ipv4.TCP:
+            flow = self.tcp.flows.get(key)
+            start = 34 + (offset >> 4) * 4
+            if flow is None or not flow.connection.is_open or not 54 <= start <= end <= len(frame):
+                return False
+            flow.connection.receive(sequence, acknowledgement, flags, window, frame[start:end], now)
+            if not flow.touched:
+                flow.touched = True
+                self._touched.append(flow)
+            if end - start > HOLD_LIMIT:
+                flow.deliver(now)
+            elif end != start:
+                self.link.hold()
+            return True
+        if protocol == ipv4.UDP:
+            route = self.udp.routes.get(key)
+            if route is None or sequence >> 16 != total - 20 or not 42 < end <= len(frame):
+                return False
+            link = self.link
+            self.udp.forward(route, frame[42:end], link.gso_size if link.gso_type else 0, now)
+            return True
+        return False
 
     def _arp(self, frame: memoryview, source_mac: bytes) -> None:
         request = arp.decode(frame[ethernet.HEADER.size :])
@@ -359,7 +387,7 @@ class Guest:
             if len(packet.payload) > 20:
                 self.link.hold()
         elif protocol == ipv4.UDP:
-            self.udp.datagram(packet, source_mac, now, self.link.gso_size if self.link.gso_type else 0)
+            self.udp.datagram(packet, source_mac, now)
         elif protocol == ipv4.ICMP:
             self.icmp.message(packet, source_mac, now)
         else:
@@ -427,14 +455,14 @@ class Guest:
         if answer is None:
             return
         self.udp.send(
-            self.plan.gateway_ip.packed, 67, answer.destination_ip, 68, answer.destination_mac, answer.payload
+            self.plan.gateway_ip.packed, 67, answer.destination_ip, 68, answer.destination_mac, (answer.payload,)
         )
 
     def dns_query(self, source: bytes, port: int, mac: bytes, query: memoryview) -> None:
         gateway = self.plan.gateway_ip.packed
 
         def reply(message: bytes) -> None:
-            self.udp.send(gateway, 53, source, port, mac, message)
+            self.udp.send(gateway, 53, source, port, mac, (message,))
 
         if self.dns is not None:
             self.dns.query(bytes(query), source, reply)

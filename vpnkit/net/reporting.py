@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vpnkit.net.guest import Guest
     from vpnkit.net.icmp import PingSession
     from vpnkit.net.network import Network
-    from vpnkit.net.udp import UdpMapping
+    from vpnkit.net.udp_mapping import UdpMapping
 
 TRAFFIC: Final = ("frames_to_host", "frames_to_guest", "bytes_to_host", "bytes_to_guest")
 
