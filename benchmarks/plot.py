@@ -52,8 +52,10 @@ class _Scale:
 def _groups(results: Results, row: RowResult) -> Iterator[tuple[str, dict[str, float]]]:
     """The metrics of a row that slirp4netns has too: label and, for the others, how many times better they are."""
     for metric in row.metrics:
-        if metric.key in ("alive", "loss", "busy", "pss", "whole", "wakeups"):
+        if metric.key in ("alive", "loss", "busy", "pss", "whole", "wakeups", "opening"):
             continue  # often zero, or another's shadow
+        if metric.key == "cpu" and not (row.id.startswith("bulk") and row.id.endswith("-1")):
+            continue
         base = _median(row, metric, BASE)
         if not base or base < 0:
             continue

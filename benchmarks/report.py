@@ -57,7 +57,7 @@ def _markdown(results: Results, plot: str | None) -> Iterator[str]:
     )
     yield ""
     yield from _table(["machine", ""], [[key, value] for key, value in results.machine.items()])
-    yield f"Command: `{results.command}`, {results.seconds / 60:.0f} minutes."
+    yield f"Command: `{results.command}`, {_count(round(results.seconds / 60), 'minute')}."
     yield ""
     if not results.complete:
         yield "**This run was interrupted: the numbers below are what there was by then.**"

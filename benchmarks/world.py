@@ -51,9 +51,9 @@ def inside(work: Callable[[Path], int]) -> int:
     child = os.fork()
     if child == 0:
         _first_process(work)
-    # A terminal's Ctrl-C reaches both of us; the child tidies up and we report how it ended.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    # The child has left the terminal's process group, so that Ctrl-C comes to it once, from us; then it tidies up.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os.kill(child, signal.SIGINT))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -61,8 +61,8 @@ def _first_process(work: Callable[[Path], int]) -> NoReturn:
     status = 1
     try:
         _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+        os.setsid()
         # The first process of a namespace ignores what it has no handler for.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with tempfile.TemporaryDirectory(prefix="vpnkit-bench-") as name:
             scratch = Path(name)
