@@ -637,3 +637,20 @@ async def test_stream_lookups_are_bounded(clock: trio.testing.MockClock, monkeyp
         assert await service_module.receive_message(stream, bytearray()) is not None
         assert trio.current_time() < 0.5
         assert net.service.statistics().overflowed == 1
+
+
+async def test_whatever_a_guest_sends_is_answered_or_counted(clock: trio.testing.MockClock) -> None:
+    rng = random.Random(7)
+    seeds = [query_bytes(), query_bytes("gateway.internal", use_edns=0), query_bytes("x" * 60, "TYPE65", use_edns=0)]
+    async with lan(silent, closed_port()) as net:
+        for _ in range(500):
+            raw = bytearray(rng.choice(seeds))
+            for _ in range(rng.randrange(4)):
+                raw[rng.randrange(len(raw))] = rng.randrange(256)
+            net.send(bytes(raw[: rng.randrange(len(raw)) if rng.random() < 0.2 else len(raw)]))
+        await trio.sleep(6)
+        statistics = net.service.statistics()
+        dropped = statistics.responses + statistics.crowded + statistics.malformed
+        formerr = sum(reply[3] & 15 == 1 for reply in net.replies)
+        assert len(net.replies) == 500 - dropped + formerr
+        assert (statistics.in_flight, statistics.sockets, statistics.failed) == (0, 0, 0)
