@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 import trio
+from portfwd.spec import parse
 from portfwd.table import ForwardTable
 
 from vpnkit.net.guest import Guest
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from portfwd.spec import Spec
+    from portfwd.table import Forward
     from tapdev.link import Link
     from vpnkit.net.plan import Plan
 
@@ -133,10 +135,13 @@ class Network:
 
     # Ways in
 
-    async def expose(self, spec: Spec) -> None:
-        """Listen on the host for what `spec` says, until the network ends.  Raises ForwardError."""
+    async def expose(self, text: str) -> list[Forward]:
+        """Listen on the host for what the port spec `text` says, until the network ends.
+
+        Raises SpecError for a text that is no port spec, and ForwardError for a port that cannot be had.
+        """
         assert self._nursery is not None, "the network does not run"
-        await self.forwards.expose(spec, self._nursery)
+        return [await self.forwards.expose(spec, self._nursery) for spec in parse(text)]
 
     async def _deliver(self, stream: trio.SocketStream, spec: Spec) -> None:
         """Take an accepted connection to the guest."""
