@@ -1,0 +1,174 @@
+"""`vpnkit run`: a command in a network namespace whose only link is us.
+
+The order is for speed.  The namespace is forked first, while this process is small, has one thread and has the
+limits and signal mask that the command is to have; it sets itself up while we import.  The command runs when the
+network, the forwards and its device are all up, and everything ends with it.
+
+Signals: the command is in our process group, so the terminal's reach it without us, and are none of our business
+from then on.  What another process sends us we pass on.  Before the command runs, any of them ends us.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from tapdev.netns import GuestConfig, NamespaceError, spawn
+from tapdev.signals import SignalDescriptor
+from vpnkit.net.plan import guest_mac
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tapdev.netns import NamespaceGuest
+    from vpnkit.net.network import NetworkOptions
+    from vpnkit.net.plan import Plan
+
+# Those that end a process which does not care, and of the others what a command may want to know.
+ENDING: Final = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}
+FORWARDED: Final = ENDING | {signal.SIGCONT, signal.SIGWINCH}
+
+
+def run(
+    argv: Sequence[str],
+    plan: Plan,
+    forwards: Sequence[str],
+    options: Callable[[], NetworkOptions],
+    *,
+    offload: bool = True,
+) -> int:
+    """Run `argv` as the first guest of the network `plan`; returns the exit status, 128+N for signal N.
+
+    `options` is called when the namespace is on its way: to make NetworkOptions means to import the network.  Raises
+    what the network and the forwards raise.
+    """
+    config = GuestConfig(
+        mac=guest_mac(1),
+        mtu=plan.mtu,
+        address=str(plan.guest_ip),
+        prefix_length=plan.subnet.prefixlen,
+        gateway=str(plan.gateway_ip),
+        nameserver=str(plan.gateway_ip),
+        search=plan.search or ((plan.domain,) if plan.domain else ()),
+        vnet_header=offload,
+    )
+    terminal = _own_terminal()
+    try:
+        guest = spawn(config, argv)
+    except NamespaceError as error:
+        return _fail(error)
+    signals = SignalDescriptor(FORWARDED)
+    try:
+        _raise_descriptor_limit()
+        return _serve(guest, signals, plan, forwards, options, offload)
+    except NamespaceError as error:
+        return _fail(error)
+    finally:
+        guest.close()
+        _take_back(terminal)
+        signals.close()
+
+
+def _serve(
+    guest: NamespaceGuest,
+    signals: SignalDescriptor,
+    plan: Plan,
+    forwards: Sequence[str],
+    options: Callable[[], NetworkOptions],
+    offload: bool,
+) -> int:
+    import logging
+
+    import trio
+
+    from tapdev.tap import TapLink
+    from vpnkit.net.network import Network
+
+    log = logging.getLogger(__name__)
+    started = False
+
+    async def pass_signals_on(status: list[int], scope: trio.CancelScope) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(signals)
+            while (received := signals.receive()) is not None:
+                if started and received.from_process:
+                    guest.signal(received.number)
+                elif not started and received.number in ENDING:
+                    status.append(128 + received.number)
+                    scope.cancel()
+
+    async def main() -> int:
+        nonlocal started
+        status: list[int] = []
+        failure: Exception | None = None
+        with ExitStack() as closing:  # after the tasks that use it
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pass_signals_on, status, nursery.cancel_scope)
+                try:
+                    network = Network(plan, options())
+                    await nursery.start(network.run)
+                    fd, vnet_header = guest.receive_tap()
+                    link = TapLink(fd, mtu=plan.mtu, vnet_header=vnet_header, offload=offload)
+                    closing.callback(link.close)
+                    await nursery.start(network.serve_guest, link, guest_mac(1), plan.guest_ip)
+                    for forward in forwards:
+                        await network.expose(forward)
+                    # The control socket starts here, before the command can look for it.
+                    await guest.wait_configured()
+                    for warning in guest.warnings:
+                        log.warning("%s", warning)
+                    started = True
+                    guest.start()
+                    status.append(await guest.wait())
+                except Exception as error:  # raised below, without the group that a nursery makes of it
+                    failure = error
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return status[0]
+
+    return trio.run(main)
+
+
+def _raise_descriptor_limit() -> None:
+    """Every connection of the guest is a socket of ours.  The command was forked already and keeps its own limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            pass  # macOS: no more than kern.maxfilesperproc, whatever the hard limit says
+
+
+def _own_terminal() -> int | None:
+    """The descriptor of our terminal if we are in its foreground."""
+    for fd in (0, 1, 2):
+        try:
+            if os.tcgetpgrp(fd) == os.getpgrp():
+                return fd
+        except OSError:
+            continue
+    return None
+
+
+def _take_back(terminal: int | None) -> None:
+    """A shell inside made itself the foreground and could not put us back: it has no number for our process group."""
+    if terminal is None:
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+    try:
+        if os.tcgetpgrp(terminal) != os.getpgrp():
+            os.tcsetpgrp(terminal, os.getpgrp())
+    except OSError:
+        pass  # it hung up
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _fail(error: NamespaceError) -> int:
+    print(f"vpnkit run: {error}", file=sys.stderr)
+    return 1
