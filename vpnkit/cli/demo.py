@@ -57,7 +57,7 @@ class HostPage(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(page)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class calls it so)
         pass
 
 
@@ -116,6 +116,7 @@ def _serve(guest: NamespaceGuest, plan: Plan) -> int:
     capture = Capture([Rule("dns.pcap", udp(port=53) | tcp(port=53))])
     status: list[int] = []
     page: list[bytes] = []
+    fetched = trio.Event()
 
     async def fetch_through_forward(port: int) -> None:
         """As soon as the guest listens; before that it refuses."""
@@ -125,6 +126,7 @@ def _serve(guest: NamespaceGuest, plan: Plan) -> int:
             except OSError:
                 await trio.sleep(0.05)
             else:
+                fetched.set()
                 return
 
     async def main() -> None:
@@ -148,8 +150,7 @@ def _serve(guest: NamespaceGuest, plan: Plan) -> int:
                     both.start_soon(fetch_through_forward, host_port)
                     status.append(await guest.wait())
                     with trio.move_on_after(1):
-                        while not page:
-                            await trio.sleep(0.01)
+                        await fetched.wait()
                     both.cancel_scope.cancel()
             say(f"   it ran for {time.perf_counter() - started:.2f} s")
             if page:

@@ -125,7 +125,7 @@ class Page(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(PAGE)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class calls it so)
         say(f"HTTP: {self.client_address[0]} asked for {self.path}")
 
 

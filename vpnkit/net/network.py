@@ -15,9 +15,9 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 import trio
+
 from portfwd.spec import parse
 from portfwd.table import ForwardTable
-
 from vpnkit.net.guest import Guest
 from vpnkit.net.reporting import traffic
 from vpnkit.proto.dhcp import DhcpConfig, DhcpServer
