@@ -290,9 +290,13 @@ class DhcpServer:
     # Who has which address
 
     def _key(self, message: DhcpMessage) -> bytes:
-        """The client's identity.  A MAC address is 6 octets and option 61 gets a prefix, so they never collide."""
+        """The client's identity.  A MAC address is 6 octets and option 61 gets a prefix, so they never collide.
+
+        An option 61 that is the MAC address (udhcpc's) says nothing new: an initramfs that sends it and the dhclient
+        that follows without it are one guest, and want one address.
+        """
         client_id = message.options.get(dhcp.CLIENT_ID)
-        if not client_id or message.chaddr in self._reserved:
+        if not client_id or client_id == b"\1" + message.chaddr or message.chaddr in self._reserved:
             return message.chaddr
         return b"client " + client_id
 

@@ -230,6 +230,14 @@ def test_client_id_is_the_identity(server: DhcpServer) -> None:
     assert Client(server, 1).offered() != address
 
 
+def test_a_client_id_that_is_the_mac_address(server: DhcpServer) -> None:
+    """udhcpc in an initramfs, then dhclient."""
+    address = Client(server, 1, b"\1" + mac(1)).gets()
+    assert Client(server, 1).gets() == address
+    assert Client(server, 2, b"\1" + mac(1)).offered() != address
+    assert len(server.leases()) == 2
+
+
 def test_wishes(server: DhcpServer) -> None:
     client = Client(server)
     assert client.offered(requested=ip(50)) == ip(50)
