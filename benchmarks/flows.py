@@ -44,21 +44,31 @@ def open_many(address: str, port: int, count: int, patience: float) -> list[sock
 
 
 def count_alive(connections: list[socket.socket], patience: float) -> int:
-    """How many give a byte back."""
+    """How many give a byte back.  One that does not holds the others up for a second only."""
     deadline = time.monotonic() + patience
     poller = select.epoll()
+    waiting: dict[int, socket.socket] = {}
     alive = 0
-    for begin in range(0, len(connections), AT_ONCE):
-        waiting = {one.fileno(): one for one in connections[begin : begin + AT_ONCE]}
-        for fd, one in waiting.items():
-            with contextlib.suppress(OSError):
-                one.send(b"x")
-            poller.register(fd, select.EPOLLIN)
+
+    def collect(quiet: float) -> None:
+        nonlocal alive
         while waiting and time.monotonic() < deadline:
-            for fd, _ in poller.poll(1.0):
+            events = poller.poll(quiet)
+            if not events:
+                return
+            for fd, _ in events:
                 poller.unregister(fd)
                 with contextlib.suppress(OSError):
                     alive += waiting.pop(fd).recv(1) == b"x"
+
+    for begin in range(0, len(connections), AT_ONCE):
+        for one in connections[begin : begin + AT_ONCE]:
+            with contextlib.suppress(OSError):
+                one.send(b"x")
+                waiting[one.fileno()] = one
+                poller.register(one, select.EPOLLIN)
+        collect(1.0)
+    collect(5.0)
     return alive
 
 

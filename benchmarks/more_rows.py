@@ -112,7 +112,7 @@ class IdleFlows(Row):
     def sample(self, bench: Bench, guest: Running) -> dict[str, float]:
         time.sleep(0.5)
         _, before = processes.memory(guest.pids())
-        patience = 20 + bench.flows / 200
+        patience = 30 + bench.flows / 200  # more than the program in the guest has
         argv = [sys.executable, "-m", "benchmarks.flows", guest.host_address, str(servers.ECHO_PORT), str(bench.flows)]
         with servers.echo():
             helper = spawn(guest.guest(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -123,7 +123,7 @@ class IdleFlows(Row):
                 assert helper.stdin is not None
                 helper.stdin.write(b"check\n")
                 helper.stdin.flush()
-                checked = _say(helper, patience)
+                checked = _say(helper, 2 * patience)
             finally:
                 stop(helper)
         if opened["opened"] == 0:
