@@ -14,8 +14,8 @@ from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.receiver import WINDOW_SCALE, Receiver
 from vpnkit.proto.tcp.rtt import INITIAL, MAXIMUM
 from vpnkit.proto.tcp.sender import Sender
-from vpnkit.proto.tcp.seq import MASK, after, before
-from vpnkit.proto.tcp.state import SYNCHRONIZED, Event, State, moved
+from vpnkit.proto.tcp.seq import MASK
+from vpnkit.proto.tcp.state import Event, State, moved
 from vpnkit.wire.tcp import ACK, FIN, PSH, RST, SYN, SynOptions
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class TcpConnection:
     @property
     def is_open(self) -> bool:
         """Octets may flow, at least one way."""
-        return self.state in SYNCHRONIZED
+        return self.state.synchronized
 
     @property
     def is_closed(self) -> bool:
@@ -216,7 +216,11 @@ class TcpConnection:
             if flags & RST:
                 return
             if flags & SYN and self.state is State.SYN_RECEIVED and (sequence + 1) & MASK == receiver.nxt:
-                self._syn_due = True
+                if not flags & ACK:
+                    self._syn_due = True
+                elif acknowledgement == (self._iss + 1) & MASK:  # both called at once (section 3.5, figure 8)
+                    self._established(sequence, acknowledgement)
+                    receiver.ack_due = True
                 return
             if flags & ACK and receiver.edge == receiver.nxt and sequence == receiver.nxt:
                 # Beyond a zero window: the data is refused, but its ACK and window are good (section 3.10.7.4).
@@ -235,23 +239,20 @@ class TcpConnection:
         if not flags & ACK:
             return
         if self.state is State.SYN_RECEIVED:
-            if acknowledgement != (self._iss + 1) & MASK and not self._is_sent(acknowledgement):
-                self.abort("the guest acknowledged a SYN that we never sent")
+            if acknowledgement != (self._iss + 1) & MASK:  # of an earlier connection
+                self._reset_due = True
+                self._reset_sequence = acknowledgement
                 return
-            self._established(sequence, acknowledgement, window)
+            self._established(sequence, acknowledgement)
         if not self._acknowledge(sequence, acknowledgement, window, length > 0, now):
             receiver.ack_due = True
             return
         if length and not receiver.finished:
-            receiver.accept(sequence, payload, bool(flags & FIN))
+            if receiver.accept(sequence, payload, bool(flags & FIN)):
+                self.state = moved(self.state, Event.PEER_FIN)
             receiver.ack_due = True
-            if receiver.finished:
-                self._peer_finished()
         elif length:
             receiver.ack_due = True
-
-    def _is_sent(self, acknowledgement: int) -> bool:
-        return not after(acknowledgement, self.sender.top) and not before(acknowledgement, self._iss)
 
     def receive_syn_sent(
         self, sequence: int, acknowledgement: int, flags: int, window: int, options: SynOptions
@@ -268,14 +269,14 @@ class TcpConnection:
         self._heard_syn(sequence, options, window)
         if flags & ACK:
             self.state = moved(self.state, Event.SYN_ACK)
-            self._established(sequence, acknowledgement, window)
+            self._established(sequence, acknowledgement)
             self.receiver.ack_due = True
         else:
             self.state = moved(self.state, Event.SYN)
             self._syn_due = True
         return True
 
-    def _established(self, sequence: int, acknowledgement: int, window: int) -> None:
+    def _established(self, sequence: int, acknowledgement: int) -> None:
         if self.state is State.SYN_RECEIVED:
             self.state = moved(self.state, Event.ACK_OF_SYN)
         self._deadline = NEVER
@@ -292,9 +293,6 @@ class TcpConnection:
             self.state = moved(self.state, Event.ACK_OF_FIN)
         return True
 
-    def _peer_finished(self) -> None:
-        self.state = moved(self.state, Event.PEER_FIN)
-
     def _challenge(self, now: float) -> None:
         if now - self._challenge_start > CHALLENGE_SECONDS:
             self._challenge_start = now
@@ -308,7 +306,7 @@ class TcpConnection:
     def next_segment(self) -> OutSegment | None:
         """What should leave now, or None.  The window and acknowledgement fields are the receiver's."""
         state = self.state
-        if state is State.ESTABLISHED or state in SYNCHRONIZED:
+        if state.synchronized:
             sender = self.sender
             if sender.end != sender.nxt or sender.finishing or sender.retransmit_due:
                 data = sender.next_data()
@@ -354,12 +352,13 @@ class TcpConnection:
     # Time
 
     def next_deadline(self) -> float:
-        if self.state in SYNCHRONIZED and self.state is not State.TIME_WAIT:
-            return min(self.sender.deadline, self._close_deadline)
+        if self.state.synchronized and self.state is not State.TIME_WAIT:
+            deadline = self.sender.deadline
+            return deadline if deadline < self._close_deadline else self._close_deadline
         return self._deadline if self.state is not State.CLOSED else NEVER
 
     def on_deadline(self, now: float) -> None:
-        if self.state in SYNCHRONIZED:
+        if self.state.synchronized:
             if now >= self._close_deadline:
                 self.abort("the guest did not finish")
             elif now >= self.sender.deadline and not self.sender.on_deadline(now):

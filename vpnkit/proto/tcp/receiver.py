@@ -69,8 +69,11 @@ class Receiver:
             return start == 0 if window == 0 else 0 <= start < window
         return window > 0 and (0 <= start < window or 0 <= start + length - 1 < window)
 
-    def accept(self, sequence: int, payload: memoryview, fin: bool) -> None:
-        """Take an acceptable segment's data: in order to the inbox, early to the assembler, the rest is trimmed."""
+    def accept(self, sequence: int, payload: memoryview, fin: bool) -> bool:
+        """Take an acceptable segment's data: in order to the inbox, early to the assembler, the rest is trimmed.
+
+        True when that made the guest's FIN the next thing in order; it is behind RCV.NXT now.
+        """
         start = distance(self.nxt, sequence)
         length = len(payload)
         if fin and self.fin_sequence is None:
@@ -82,7 +85,7 @@ class Receiver:
             if len(payload):
                 self.assembler.add(self.nxt, sequence, payload)
             self.ack_due = True
-            return
+            return False
         if start < 0:
             payload = payload[-start:]
             self.ack_due = True  # the guest repeats itself: it needs to hear where we are
@@ -100,3 +103,5 @@ class Receiver:
             self.finished = True
             self.ack_due = True
             self.assembler.clear()
+            return True
+        return False

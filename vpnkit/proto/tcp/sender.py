@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.congestion import NewReno
 from vpnkit.proto.tcp.rtt import RttEstimator
-from vpnkit.proto.tcp.seq import HALF, MASK, distance
+from vpnkit.proto.tcp.seq import HALF, MASK
 
 if TYPE_CHECKING:
     from vpnkit.wire.checksum import Buffer
@@ -116,8 +116,8 @@ class Sender:
             allowed = MAX_BUFFERED
         queued = (self.end - una) & MASK
         if queued:
-            left = allowed - queued
-            return left if left >= self.mss else 0  # not worth a runt; the next ACK makes more room
+            allowed -= queued
+            return allowed if allowed >= self.mss else 0  # not worth a runt; the next ACK makes more room
         return allowed if allowed >= self.mss else self.mss
 
     def write(self, data: Buffer) -> None:
@@ -130,13 +130,15 @@ class Sender:
         """Nothing waits and nothing is being repaired: what is written next may leave at once, by `streamed`."""
         return self.nxt == self.end == self.top and not (self.finishing or self.retransmit_due)
 
-    def streamed(self, data: Buffer, now: float) -> None:
-        """`write` and `sent` in one, for a chunk within `room` and `limit` that has left while `may_stream` held."""
+    def streamed(self, data: Buffer, octets: int, now: float) -> None:
+        """`write` and `sent` in one: of a chunk within `room`, the first `octets` have left while `may_stream` held."""
         start = self.nxt
-        end = (start + len(data)) & MASK
+        length = len(data)
         self._chunks.append((start, data))
-        self._cursor += 1
-        self.nxt = self.end = self.top = end
+        self.end = (start + length) & MASK
+        self.nxt = self.top = end = (start + octets) & MASK
+        if octets == length:
+            self._cursor += 1
         if self._timed_sequence is None:
             self._timed_sequence = end
             self._timed_at = now
@@ -228,19 +230,20 @@ class Sender:
         """One acceptable segment's ACK and window.  False when it acknowledges what was never sent."""
         una = self.una
         acked = (acknowledgement - una) & MASK
-        if acked & HALF:
-            return True  # an old duplicate; its window is old too
-        if acked > (self.top - una) & MASK:
-            return False
         window <<= self.scale
         if acked:
+            if acked & HALF:
+                return True  # an old duplicate; its window is old too
+            if acked > (self.top - una) & MASK:
+                return False
             self._advance(acknowledgement, acked, now)
         elif window == 0 == self.window:
             self.retransmissions = 0  # a probe was answered: stay open for as long as they are (MUST-37)
         elif una != self.top and not has_data and window == self.window:  # RFC 5681 section 2
             self._duplicate()
         # RFC 9293 section 3.10.7.4: only a newer segment moves the window
-        if distance(self.wl1, sequence) > 0 or (sequence == self.wl1 and distance(self.wl2, acknowledgement) >= 0):
+        newer = (sequence - self.wl1) & MASK
+        if newer < HALF if newer else not (acknowledgement - self.wl2) & HALF:
             self.wl1 = sequence
             self.wl2 = acknowledgement
             if window != self.window:
@@ -266,14 +269,17 @@ class Sender:
         self.duplicate_acks = 0
         self.probe_due = False
         chunks = self._chunks
+        cursor = self._cursor
         while chunks:
             start, data = chunks[0]
-            if (acknowledgement - start) & MASK < len(data) or (acknowledgement - start) & HALF:
+            passed = (acknowledgement - start) & MASK
+            if passed < len(data) or passed & HALF:
                 break
             chunks.popleft()
-            if self._cursor:
-                self._cursor -= 1
-        self._seek()
+            cursor -= 1
+        self._cursor = max(cursor, 0)
+        if cursor < 0 or self.nxt == acknowledgement:
+            self._seek()
         if self.recovering:
             if (acknowledgement - self.recover) & HALF:
                 self.retransmit_due = True  # a partial ACK: the next hole begins here (RFC 6582 section 3.2)

@@ -26,6 +26,8 @@ class State(Enum):
     TIME_WAIT = "TIME-WAIT"
     CLOSED = "CLOSED"
 
+    synchronized: bool  # the guest has acknowledged our SYN and we its
+
 
 class Event(Enum):
     ACCEPT = "the host accepted"
@@ -55,7 +57,6 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 }
 TRANSITIONS.update({(state, Event.ABORT): State.CLOSED for state in State if state is not State.CLOSED})
 
-# In these the guest has acknowledged our SYN and we its.
 SYNCHRONIZED: Final = frozenset(
     {
         State.ESTABLISHED,
@@ -67,6 +68,10 @@ SYNCHRONIZED: Final = frozenset(
         State.TIME_WAIT,
     }
 )
+
+
+for _state in State:
+    _state.synchronized = _state in SYNCHRONIZED  # asked for every segment: an attribute is cheaper than a set
 
 
 def moved(state: State, event: Event) -> State:
