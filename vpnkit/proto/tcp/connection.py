@@ -180,7 +180,7 @@ class TcpConnection:
         if self.state is State.ESTABLISHED:
             # Header prediction (RFC 1323 appendix A, in spirit): in order, nothing early, only ACK and PSH set.
             receiver = self.receiver
-            if sequence == receiver.nxt and flags & (FIN | SYN | RST | ACK) == ACK and not receiver.assembler:
+            if sequence == receiver.nxt and flags & (FIN | SYN | RST | ACK) == ACK and not receiver.early:
                 length = len(payload)
                 if length <= (receiver.edge - sequence) & MASK:
                     if not self.sender.acknowledge(sequence, acknowledgement, window, length > 0, now):
@@ -360,8 +360,11 @@ class TcpConnection:
     def on_deadline(self, now: float) -> None:
         if self.state.synchronized:
             if now >= self._close_deadline:
-                self.abort("the guest did not finish")
-            elif now >= self.sender.deadline and not self.sender.on_deadline(now):
+                if self.state is State.FIN_WAIT_2:
+                    self.abort("the guest did not finish")
+                    return
+                self._close_deadline = now + FIN_WAIT_2_SECONDS  # our own octets still travel
+            if now >= self.sender.deadline and not self.sender.on_deadline(now):
                 self.abort("the guest stopped answering")
             return
         if now >= self._deadline:

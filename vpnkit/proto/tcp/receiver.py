@@ -14,6 +14,7 @@ from vpnkit.proto.tcp.seq import MASK, distance
 
 WINDOW_SCALE: Final = 7  # ours: windows of up to 8 MiB in steps of 128 octets
 CAPACITY: Final = 1 << 20  # octets that we are ready to take before anything left
+ROUNDING: Final = 1 << 16  # octets above it that rounding windows up may cost in all
 
 
 class Receiver:
@@ -23,6 +24,7 @@ class Receiver:
         "buffered",
         "capacity",
         "delayed_octets",
+        "early",
         "edge",
         "fin_sequence",
         "finished",
@@ -40,19 +42,33 @@ class Receiver:
         self.buffered = 0
         self.inbox: list[memoryview | bytes] = []
         self.assembler = Assembler()
+        self.early = False  # something came before its turn: data in the assembler, or a FIN
         self.fin_sequence: int | None = None  # of a FIN that came before the data in front of it
         self.finished = False  # the FIN is behind RCV.NXT
         self.ack_due = False
         self.delayed_octets = 0
 
     def window_field(self) -> int:
-        """SEG.WND for the next segment; moves the edge, never to the left (RFC 7323 section 2.4)."""
+        """SEG.WND for the next segment; moves the edge, never to the left (RFC 7323 section 2.4).
+
+        What was offered and is no multiple of our scale's step is rounded up, so that nothing is taken back.  A guest
+        that sends an octet at a time would grow a closed window for ever by that, so there is a limit, and then it is
+        rounded down; what was offered once is still taken.
+        """
         offered = distance(self.nxt, self.edge)
+        free = self.capacity - self.buffered
         scale = self.scale
-        field = max((self.capacity - self.buffered) >> scale, (offered + (1 << scale) - 1) >> scale, 0)
+        field = free >> scale
+        if field << scale < offered:
+            field = (offered + (1 << scale) - 1) >> scale
+            if (field << scale) - free > ROUNDING:
+                field = offered >> scale
         if field > 65535:
             field = 65535
-        self.edge = (self.nxt + (field << scale)) & MASK
+        elif field < 0:
+            field = 0
+        if field << scale > offered:
+            self.edge = (self.nxt + (field << scale)) & MASK
         return field
 
     def window_update_due(self, mss: int) -> bool:
@@ -79,11 +95,15 @@ class Receiver:
         if fin and self.fin_sequence is None:
             self.fin_sequence = (sequence + length) & MASK
         room = distance(self.nxt, self.edge)
+        fin_sequence = self.fin_sequence
+        if fin_sequence is not None:
+            room = min(room, distance(self.nxt, fin_sequence))  # nothing comes after a FIN
         if start + length > room:
             payload = payload[: max(room - start, 0)]
         if start > 0:
             if len(payload):
                 self.assembler.add(self.nxt, sequence, payload)
+            self.early = bool(self.assembler) or fin_sequence is not None
             self.ack_due = True
             return False
         if start < 0:
@@ -95,13 +115,16 @@ class Receiver:
             self.delayed_octets += len(payload)
         if self.assembler:
             while (data := self.assembler.take(self.nxt)) is not None:
+                if fin_sequence is not None:
+                    data = data[: distance(self.nxt, fin_sequence)]
                 self.inbox.append(data)
                 self.nxt = (self.nxt + len(data)) & MASK
             self.ack_due = True
-        if self.fin_sequence == self.nxt and not self.finished:
+        if fin_sequence == self.nxt and not self.finished:
             self.nxt = (self.nxt + 1) & MASK
             self.finished = True
             self.ack_due = True
             self.assembler.clear()
             return True
+        self.early = bool(self.assembler) or fin_sequence is not None
         return False

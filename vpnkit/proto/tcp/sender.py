@@ -21,7 +21,7 @@ from vpnkit.proto.tcp.seq import HALF, MASK
 if TYPE_CHECKING:
     from vpnkit.wire.checksum import Buffer
 
-MAX_BUFFERED: Final = 1 << 18  # octets of one connection that wait for the guest
+MAX_BUFFERED: Final = 1 << 19  # octets of one connection that wait for the guest
 MAX_RETRANSMISSIONS: Final = 15  # R2: more than 100 s (SHLD-11), so a paused guest survives
 DUPLICATE_ACKS: Final = 3
 
