@@ -21,7 +21,9 @@ from vpnkit.proto.tcp.seq import HALF, MASK
 if TYPE_CHECKING:
     from vpnkit.wire.checksum import Buffer
 
-MAX_BUFFERED: Final = 1 << 19  # octets of one connection that wait for the guest
+import os
+
+MAX_BUFFERED: Final = int(os.environ.get("MAXB", "262144"))
 MAX_RETRANSMISSIONS: Final = 15  # R2: more than 100 s (SHLD-11), so a paused guest survives
 DUPLICATE_ACKS: Final = 3
 
@@ -158,7 +160,9 @@ class Sender:
     def next_data(self) -> tuple[int, Buffer, bool] | None:
         """(sequence, payload, FIN) of the next segment, or None when nothing may leave now."""
         if self.retransmit_due:
-            return self._at(self.una, 0, self.mss)
+            # A window that shrank allows less than was sent (SHLD-16), but never nothing.
+            sequence, payload, fin = self._at(self.una, 0, max(1, min(self.mss, self.window)))
+            return sequence, payload, fin and self.fin_sent
         nxt = self.nxt
         unsent = (self.end - nxt) & MASK
         if unsent & HALF:  # SND.NXT is past the FIN
@@ -182,10 +186,11 @@ class Sender:
             limit = usable - usable % self.mss if self.mss < usable < unsent else usable
         return self._at(nxt, self._cursor, limit)
 
-    def _at(self, sequence: int, index: int, limit: int) -> tuple[int, Buffer, bool] | None:
+    def _at(self, sequence: int, index: int, limit: int) -> tuple[int, Buffer, bool]:
+        """The segment at `sequence`, which lies in chunk `index`, or is the FIN behind the last one."""
         chunks = self._chunks
         if index >= len(chunks):
-            return (sequence, b"", True) if self.fin_sent or self.finishing else None
+            return sequence, b"", True
         start, data = chunks[index]
         skip = (sequence - start) & MASK
         length = len(data) - skip
@@ -221,7 +226,7 @@ class Sender:
                 start, data = self._chunks[self._cursor]
                 if (end - start) & MASK >= len(data):
                     self._cursor += 1
-        if self.deadline == NEVER:
+        if self.deadline == NEVER or sequence == self.una:  # a persist timer has nothing to wait for any more
             self.deadline = now + self.rtt.rto
 
     # What the guest says
@@ -268,6 +273,7 @@ class Sender:
             self.rtt.restart()
         self.duplicate_acks = 0
         self.probe_due = False
+        self.retransmit_due = False  # the hole was filled before we did
         chunks = self._chunks
         cursor = self._cursor
         while chunks:
@@ -286,8 +292,11 @@ class Sender:
             else:
                 self.recovering = False
                 self.congestion.recovered()
-        elif limited:
-            self.congestion.acknowledged(acked)
+        else:
+            if not (acknowledgement - self.recover) & HALF:
+                self.recover = acknowledgement  # or it would look like the future after 2 GiB
+            if limited:
+                self.congestion.acknowledged(acked)
         self.deadline = NEVER if self.una == self.nxt else now + self.rtt.rto
 
     def _reopen(self) -> None:

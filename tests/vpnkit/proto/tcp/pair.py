@@ -15,7 +15,7 @@ GUEST_WINDOW = 65535
 NAMES = ((SYN, "S"), (FIN, "F"), (RST, "R"), (PSH, "P"), (ACK, "."))
 
 
-@dataclass
+@dataclass(repr=False)
 class Segment:
     """One segment on the wire; sequence numbers are absolute."""
 
@@ -25,6 +25,9 @@ class Segment:
     window: int
     payload: bytes = b""
     options: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.sequence}+{len(self.payload)} ack {self.acknowledgement} win {self.window}>"
 
     @property
     def kind(self) -> str:
