@@ -392,10 +392,9 @@ async def test_running_out_of_descriptors_neither_ends_nor_spins(
             raise OSError(errno.EMFILE, "Too many open files")
         return await real(listener)
 
-    async with await connect() as first:  # the accept that waits already is the real one
-        monkeypatch.setattr(trio.SocketListener, "accept", failing)
-        await first.send_all(get())
-        assert await first.receive_some()
+    await trio.testing.wait_all_tasks_blocked()  # the server waits in the real accept
+    monkeypatch.setattr(trio.SocketListener, "accept", failing)
+    for _ in range(2):  # the first is for the accept that waits already
         assert (await exchange(connect, get()))[0] == 200
     assert trio.current_time() == pytest.approx(49 * accept.BACK_OFF)
     assert caplog.text.count("cannot accept: Too many open files") == 1
