@@ -1,0 +1,196 @@
+"""The NET options: the same for every command that is a network, and what they amount to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from vpnkit.cli.logs import LEVELS
+from vpnkit.control.paths import check_length, check_name, socket_path
+from vpnkit.errors import ConfigError
+from vpnkit.net.plan import HOST_NAMES, Plan
+from vpnkit.services.resolvconf import parse_server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+DISABLED: Final = "none"
+DOMAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
+
+
+@dataclass(frozen=True)
+class NetSettings:
+    """What is not in the Plan: how an instance behaves and where it is found."""
+
+    offload: bool = True
+    verify_checksums: bool = False
+    dns: tuple[tuple[str, int], ...] = ()  # servers to forward queries to; empty: the host's own
+    max_connections: int | None = None  # None: as many as the descriptor limit allows
+    name: str = "default"
+    control: Path | None = None  # None: where `name` puts it
+    log_level: str = "warning"
+    log_json: bool = False
+
+    @property
+    def control_path(self) -> Path:
+        """The control socket."""
+        return self.control or socket_path(self.name)
+
+
+def subnet(text: str) -> IPv4Network:
+    """An IPv4 network in CIDR notation.  Raises ValueError, as all of these do, saying what would be right."""
+    try:
+        network = IPv4Network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv4 network like 192.168.65.0/24") from None
+    address, separator, _ = text.partition("/")
+    if not separator:
+        raise ValueError(f"{text!r} has no prefix length; 192.168.65.0/24 has one")
+    if network.network_address != IPv4Address(address):
+        raise ValueError(f"{text!r} is an address inside {network}")
+    if network.prefixlen < 8 or network.is_multicast or network.is_loopback:
+        raise ValueError(f"{text!r} is no network for guests; 192.168.65.0/24 is one")
+    return network
+
+
+def address(text: str) -> IPv4Address:
+    """An IPv4 address."""
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv4 address") from None
+
+
+def host_address(text: str) -> IPv4Address | str:
+    """An IPv4 address, or DISABLED."""
+    return DISABLED if text == DISABLED else address(text)
+
+
+def domain_name(text: str) -> str:
+    """A domain name, without its final dot."""
+    name = text.removesuffix(".")
+    if len(name) > 253 or not DOMAIN_NAME.fullmatch(name):
+        raise ValueError(f"{text!r} is not a domain name like vm.example")
+    return name
+
+
+def parsed(parse: Callable[[str], object], *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
+    """A click option whose text, or each of whose texts, goes through `parse`."""
+
+    def convert(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        try:
+            if isinstance(value, tuple):
+                return tuple(parse(text) for text in value)
+            return None if value is None else parse(value)
+        except (ValueError, ConfigError) as error:
+            raise click.BadParameter(f"{error}.", ctx, param) from None
+
+    return click.option(*declarations, callback=convert, **attributes)
+
+
+OPTIONS: Final = (
+    parsed(
+        subnet, "--subnet", metavar="CIDR", default="192.168.65.0/24", show_default=True, help="The virtual network."
+    ),
+    parsed(address, "--gateway-ip", metavar="ADDRESS", help="Our address.  [default: the subnet's first]"),
+    parsed(
+        host_address,
+        "--host-ip",
+        metavar="ADDRESS",
+        help="The address that reaches this host's 127.0.0.1; 'none' disables it.  [default: the subnet's second]",
+    ),
+    parsed(address, "--guest-ip", metavar="ADDRESS", help="The first guest's address.  [default: the subnet's third]"),
+    click.option(
+        "--mtu",
+        metavar="N",
+        type=click.IntRange(576, 65520),
+        default=65520,
+        show_default=True,
+        help="Octets of the largest packet.",
+    ),
+    click.option("--no-offload", is_flag=True, help="Do without checksum and segmentation offload."),
+    click.option("--verify-checksums", is_flag=True, help="Verify checksums also where the link cannot corrupt."),
+    parsed(
+        parse_server,
+        "--dns",
+        metavar="SERVER[#PORT]",
+        multiple=True,
+        help="Forward queries to this server; may be repeated.  [default: those of /etc/resolv.conf]",
+    ),
+    parsed(domain_name, "--domain", metavar="NAME", help="The guest's own domain."),
+    parsed(
+        domain_name, "--search", metavar="NAME", multiple=True, help="A domain the guest searches; may be repeated."
+    ),
+    parsed(
+        domain_name,
+        "--host-name",
+        metavar="NAME",
+        multiple=True,
+        help="One more name for --host-ip, besides host.internal; may be repeated.",
+    ),
+    click.option("--no-host-loopback", is_flag=True, help="No address reaches this host's 127.0.0.1."),
+    click.option(
+        "--max-connections",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Host sockets at once.  [default: as the descriptor limit allows]",
+    ),
+    click.option("--name", metavar="NAME", default="default", show_default=True, help="The name of this instance."),
+    click.option(
+        "--control",
+        type=click.Path(path_type=Path),
+        help="The control socket.  [default: $XDG_RUNTIME_DIR/vpnkit/NAME.sock]",
+    ),
+    click.option(
+        "--log-level", type=click.Choice(LEVELS), default="warning", show_default=True, help="What is logged on stderr."
+    ),
+    click.option("--log-json", is_flag=True, help="Log one JSON object per line."),
+)
+
+
+def network_options(command: Command) -> Command:
+    """Give `command` the NET options; it hands its keyword arguments to `plan_from` and `settings_from`."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def plan_from(options: Mapping[str, Any]) -> Plan:
+    """The addresses and names.  Raises ConfigError when they do not fit together."""
+    host = options["host_ip"]
+    return Plan(
+        subnet=options["subnet"],
+        gateway=options["gateway_ip"],
+        host=None if host == DISABLED else host,
+        host_loopback=host != DISABLED and not options["no_host_loopback"],
+        guest=options["guest_ip"],
+        mtu=options["mtu"],
+        domain=options["domain"] or "",
+        search=tuple(options["search"]),
+        host_names=(*HOST_NAMES, *options["host_name"]),
+    )
+
+
+def settings_from(options: Mapping[str, Any]) -> NetSettings:
+    """Everything else.  Raises ConfigError for names and paths that cannot be."""
+    settings = NetSettings(
+        offload=not options["no_offload"],
+        verify_checksums=options["verify_checksums"],
+        dns=tuple(options["dns"]),
+        max_connections=options["max_connections"],
+        name=check_name(options["name"]),
+        control=options["control"],
+        log_level=options["log_level"],
+        log_json=options["log_json"],
+    )
+    if settings.control is not None and not settings.control.name:
+        raise ConfigError(f"--control {settings.control} is not the path of a socket")
+    check_length(settings.control_path)
+    return settings

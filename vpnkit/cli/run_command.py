@@ -1,0 +1,59 @@
+"""`vpnkit run`: its options.  What it does is in `run`, which is imported when they are right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from portfwd.spec import parse
+from vpnkit.cli.logs import configure
+from vpnkit.cli.options import network_options, parsed, plan_from, settings_from
+
+if TYPE_CHECKING:
+    from portfwd.spec import Spec
+    from vpnkit.net.network import NetworkOptions
+
+
+@click.command("run", context_settings={"allow_interspersed_args": False})
+@network_options
+@parsed(
+    parse,
+    "-p",
+    "--publish",
+    metavar="SPEC",
+    multiple=True,
+    help="Forward a port of this host: [HOST_IP:]HOST_PORT:[GUEST_IP:]GUEST_PORT, or PORT, or ranges; may be repeated.",
+)
+@click.argument("command", metavar="CMD [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
+def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **options: Any) -> int:
+    """Run CMD in a network of its own.
+
+    CMD gets a private network namespace (and a user namespace, without root) whose only link is this process: the
+    network 192.168.65.0/24 with a gateway that is us.  It reaches what this user reaches; `host.internal` is this
+    host's 127.0.0.1.  Nobody reaches it except through -p.  Everything ends with CMD.
+
+    The exit status is CMD's; 128+N when signal N ended it.  Options after CMD are CMD's own.
+
+    \b
+    vpnkit run curl http://host.internal:8000/
+    vpnkit run -p 8080:80 -- python3 -m http.server 80
+    """
+    configure(options["log_level"], options["log_json"])
+    plan = plan_from(options)
+    settings = settings_from(options)
+
+    def behaviour() -> NetworkOptions:
+        from vpnkit.net.network import NetworkOptions
+
+        return NetworkOptions(
+            name=settings.name,
+            dns=settings.dns,
+            verify_checksums=settings.verify_checksums,
+            max_connections=settings.max_connections,
+        )
+
+    from vpnkit.cli.run import run
+
+    forwards = [str(spec) for specs in publish for spec in specs]
+    return run(list(command), plan, forwards, behaviour, offload=settings.offload)
