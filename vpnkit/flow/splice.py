@@ -21,6 +21,7 @@ import trio
 from vpnkit.flow.host import reset
 from vpnkit.flow.poller import HANGUP, READABLE, WRITABLE
 from vpnkit.flow.tcp_flow import GSO_TCPV4, HEADERS, TRANSPORT, FlowHost, TcpFlow
+from vpnkit.proto.tcp.seq import MASK
 from vpnkit.proto.tcp.state import State
 from vpnkit.wire.tcp import ACK, CHECKSUM_OFFSET, PSH
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+
+READ_SIZE: Final = 65536  # octets of a first read; it doubles while reads are filled
+MAX_READ: Final = 1 << 17
 FETCH_BUDGET: Final = 4  # reads of one socket per turn of the loop, 256 KiB: then the others
 GATHER: Final = 64  # buffers of the backlog in one `sendmsg`
 
@@ -46,6 +50,7 @@ class SpliceFlow(TcpFlow):
         "_hangup",
         "_host_finished",
         "_poller",
+        "_read_size",
         "_readable",
         "_released",
         "_shut",
@@ -70,6 +75,7 @@ class SpliceFlow(TcpFlow):
         self._poller = poller
         self._answered: Callable[[SpliceFlow, int], None] | None = None
         self._backlog: deque[bytes | memoryview] = deque()
+        self._read_size = READ_SIZE
         self._readable = False
         self._writable = True
         self._hangup = False
@@ -211,8 +217,8 @@ class SpliceFlow(TcpFlow):
             limit = sender.room()
             if not limit:
                 return
-            if limit > sender.limit:
-                limit = sender.limit
+            if limit > self._read_size:
+                limit = max(self._read_size - self._read_size % sender.limit, sender.limit)  # whole segments
             try:
                 data = host.recv(limit)
             except BlockingIOError:
@@ -226,38 +232,68 @@ class SpliceFlow(TcpFlow):
                 self._host_finished = True
                 connection.finish()
                 return
-            # The fast path: nothing waits, so the chunk is a segment that leaves as it is.
-            if not (sender.may_stream and self._stream(data, now)):
+            if sender.may_stream and len(data) <= sender.window - sender.in_flight:
+                self._stream(data, now)
+            else:
                 sender.write(data)
                 if not self.transmit(now):
                     return
-            if len(data) < limit and not self._hangup:
-                self._readable = False  # the kernel had no more; an edge tells when it has
-                break
+            if len(data) == limit:
+                if self._read_size < MAX_READ:
+                    self._read_size *= 2
+            else:
+                if self._read_size > READ_SIZE:
+                    self._read_size //= 2
+                if not self._hangup:
+                    self._readable = False  # the kernel had no more; an edge tells when it has
+                    break
         else:
             self.guest.touch(self)
         self.active_at = now
 
-    def _stream(self, data: bytes, now: float) -> bool:
-        """Send `data` as one segment that acknowledges as well, past the core's queue.  False when it did not leave."""
+    def _stream(self, data: bytes, now: float) -> None:
+        """The fast path of `write` and `transmit`: nothing waits and the window has room, so `data` leaves as it is,
+        as one segment or as many, each with the ACK that is due."""
         connection = self.connection
         sender = connection.sender
-        length = len(data)
-        if not self.guest.checksum_offload or length > sender.window - sender.in_flight:
-            return False
         receiver = connection.receiver
-        header = self.template.header(sender.nxt, receiver.nxt, ACK | PSH, receiver.window_field(), length)
+        send = self.guest.link.send
+        template = self.template
+        length = len(data)
+        sequence = sender.nxt
+        acknowledgement = receiver.nxt
+        window = receiver.window_field()
         mss = sender.mss
-        if length > mss:
-            sent = self.guest.link.send((header, data), TRANSPORT, CHECKSUM_OFFSET, GSO_TCPV4, mss, HEADERS)
-        else:
-            sent = self.guest.link.send((header, data), TRANSPORT, CHECKSUM_OFFSET)
-        if sent:
+        octets = 0
+        limit = sender.limit
+        offload = self.guest.checksum_offload
+        part: bytes | memoryview = data
+        view = memoryview(data) if length > limit else None
+        while octets < length:
+            if view is not None:
+                part = view[octets : octets + limit]
+            size = len(part)
+            flags = ACK if octets + size < length else ACK | PSH
+            if not offload:
+                header = template.complete_header(sequence, acknowledgement, flags, window, part)
+                sent = send((header, part))
+            else:
+                header = template.header(sequence, acknowledgement, flags, window, size)
+                if size > mss:
+                    sent = send((header, part), TRANSPORT, CHECKSUM_OFFSET, GSO_TCPV4, mss, HEADERS)
+                else:
+                    sent = send((header, part), TRANSPORT, CHECKSUM_OFFSET)
+            if not sent:
+                break
+            octets += size
+            sequence = (sequence + size) & MASK
+        if octets:
             receiver.ack_due = False
             receiver.delayed_octets = 0
-            sender.streamed(data, now)
-            self.bytes_to_guest += length
-        return sent
+            self.bytes_to_guest += octets
+        sender.streamed(data, octets, now)
+        if octets < length:
+            self.guest.link_full(self)
 
     def _host_failed(self, error: OSError) -> None:
         self.connection.abort(f"host: {error.strerror or error}")

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vpnkit.proto.deadlines import NEVER
-from vpnkit.wire.tcp import CHECKSUM_OFFSET, FrameTemplate
+from vpnkit.wire.tcp import ACK, CHECKSUM_OFFSET, FrameTemplate
 
 if TYPE_CHECKING:
     from tapdev.link import Link
     from vpnkit.proto.tcp.connection import OutSegment, TcpConnection
 
 GSO_TCPV4: Final = 1
+NOTHING: Final = memoryview(b"")
 HEADERS: Final = FrameTemplate.SIZE
 TRANSPORT: Final = FrameTemplate.TRANSPORT
 
@@ -63,6 +64,7 @@ class TcpFlow:
         "key",
         "number",
         "opened_at",
+        "pending_ack",
         "queued_at",
         "remote",
         "template",
@@ -87,6 +89,7 @@ class TcpFlow:
         self.template = template
         self.inbound = inbound  # we called the guest
         self.touched = False
+        self.pending_ack: tuple[int, int, int] | None = None  # sequence, acknowledgement, window
         self.queued_at = NEVER
         self.opened_at = self.active_at = guest.now()
         self.bytes_to_host = 0
@@ -116,6 +119,8 @@ class TcpFlow:
 
     def settle(self, now: float) -> None:
         connection = self.connection
+        if self.pending_ack is not None:
+            self.take_pending_ack(now)
         self.deliver(now)
         self.fetch(now)
         if self.transmit(now):
@@ -123,10 +128,27 @@ class TcpFlow:
                 if connection.aborted or self.is_over:
                     self.guest.forget(self)
                     return
-            elif connection.is_open:
-                connection.sender.needs_timer(now)
+            elif connection.state.synchronized:
+                sender = connection.sender
+                if sender.deadline == NEVER and sender.una != sender.end:
+                    sender.needs_timer(now)
         if connection.next_deadline() < self.queued_at:
             self.guest.update_deadline(self)
+
+    def acknowledged(self, sequence: int, acknowledgement: int, window: int, now: float) -> None:
+        """A segment that is an ACK and nothing else.  Of a row of them that each acknowledge more, only the last is
+        looked at, at the end of the burst; equal ones are duplicates, which all count."""
+        pending = self.pending_ack
+        if pending is not None and (pending[1] == acknowledgement or pending[0] != sequence):
+            self.take_pending_ack(now)
+        self.pending_ack = (sequence, acknowledgement, window)
+
+    def take_pending_ack(self, now: float) -> None:
+        """The ACK that waits for the end of the burst, before what came after it."""
+        pending = self.pending_ack
+        if pending is not None:
+            self.pending_ack = None
+            self.connection.receive(*pending[:2], ACK, pending[2], NOTHING, now)
 
     def transmit(self, now: float) -> bool:
         """Let what should leave leave.  False when the link is full."""
@@ -147,15 +169,18 @@ class TcpFlow:
         if options:
             return guest.link.send((template.with_options(sequence, acknowledgement, flags, window, options),))
         length = len(payload)
-        header = template.header(sequence, acknowledgement, flags, window, length)
         if not guest.checksum_offload:
-            template.complete(payload)
-            if not guest.link.send((header, payload) if length else (header,)):
-                return False
-        elif length > (mss := connection.sender.mss if length else 0):
-            if not guest.link.send((header, payload), TRANSPORT, CHECKSUM_OFFSET, GSO_TCPV4, mss, HEADERS):
-                return False
-        elif not guest.link.send((header, payload) if length else (header,), TRANSPORT, CHECKSUM_OFFSET):
+            header = template.complete_header(sequence, acknowledgement, flags, window, payload)
+            sent = guest.link.send((header, payload) if length else (header,))
+        else:
+            header = template.header(sequence, acknowledgement, flags, window, length)
+            if not length:
+                sent = guest.link.send((header,), TRANSPORT, CHECKSUM_OFFSET)
+            elif length > (mss := connection.sender.mss):
+                sent = guest.link.send((header, payload), TRANSPORT, CHECKSUM_OFFSET, GSO_TCPV4, mss, HEADERS)
+            else:
+                sent = guest.link.send((header, payload), TRANSPORT, CHECKSUM_OFFSET)
+        if not sent:
             return False
         self.bytes_to_guest += length
         return True

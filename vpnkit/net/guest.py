@@ -25,6 +25,7 @@ from vpnkit.net.udp import UdpTable
 from vpnkit.proto import arp as arp_rules
 from vpnkit.wire import arp, ethernet, icmp, ipv4, udp
 from vpnkit.wire.checksum import is_valid
+from vpnkit.wire.tcp import ACK
 
 if TYPE_CHECKING:
     import random
@@ -295,14 +296,33 @@ class Guest:
                 flags,
                 window,
             ) = PREFIX.unpack_from(frame)
-            if (
-                ethertype == 0x0800
-                and version_ihl == 0x45
-                and not self._verify
-                and not flags_offset & 0x3FFF
-                and self._fast(frame, protocol, key, total, sequence, acknowledgement, offset, flags, window, now)
-            ):
-                return
+            if ethertype == 0x0800 and version_ihl == 0x45 and not flags_offset & 0x3FFF and not self._verify:
+                # The fast path: a segment or datagram of a flow that is there.  The rest is for the general one.
+                end = 14 + total
+                if protocol == 6:
+                    flow = self.tcp.flows.get(key)
+                    start = 34 + (offset >> 4) * 4
+                    if flow is not None and flow.connection.state.synchronized and 54 <= start <= end <= len(frame):
+                        if start == end and flags == ACK:
+                            flow.acknowledged(sequence, acknowledgement, window, now)
+                        else:
+                            if flow.pending_ack is not None:
+                                flow.take_pending_ack(now)
+                            flow.connection.receive(sequence, acknowledgement, flags, window, frame[start:end], now)
+                            if end - start > HOLD_LIMIT:
+                                flow.deliver(now)
+                            elif end != start:
+                                self.link.hold()
+                        if not flow.touched:
+                            flow.touched = True
+                            self._touched.append(flow)
+                        return
+                elif protocol == 17:
+                    route = self.udp.routes.get(key)
+                    if route is not None and sequence >> 16 == total - 20 and 42 < end <= len(frame):
+                        link = self.link
+                        self.udp.forward(route, frame[42:end], link.gso_size if link.gso_type else 0, now)
+                        return
         elif len(frame) < ethernet.HEADER.size:
             raise WireError(f"frame of {len(frame)} octets")
         else:
@@ -316,44 +336,6 @@ class Guest:
             self._arp(frame, source_mac)
         else:
             self.counters["ethertype_ignored"] += 1
-
-    def _fast(
-        self,
-        frame: memoryview,
-        protocol: int,
-        key: bytes,
-        total: int,
-        sequence: int,
-        acknowledgement: int,
-        offset: int,
-        flags: int,
-        window: int,
-        now: float,
-    ) -> bool:
-        """The fast path: a segment or datagram of a flow that is there.  False for what the general path must do."""
-        end = 14 + total
-        if protocol == ipv4.TCP:
-            flow = self.tcp.flows.get(key)
-            start = 34 + (offset >> 4) * 4
-            if flow is None or not flow.connection.is_open or not 54 <= start <= end <= len(frame):
-                return False
-            flow.connection.receive(sequence, acknowledgement, flags, window, frame[start:end], now)
-            if not flow.touched:
-                flow.touched = True
-                self._touched.append(flow)
-            if end - start > HOLD_LIMIT:
-                flow.deliver(now)
-            elif end != start:
-                self.link.hold()
-            return True
-        if protocol == ipv4.UDP:
-            route = self.udp.routes.get(key)
-            if route is None or sequence >> 16 != total - 20 or not 42 < end <= len(frame):
-                return False
-            link = self.link
-            self.udp.forward(route, frame[42:end], link.gso_size if link.gso_type else 0, now)
-            return True
-        return False
 
     def _arp(self, frame: memoryview, source_mac: bytes) -> None:
         request = arp.decode(frame[ethernet.HEADER.size :])

@@ -78,6 +78,8 @@ class TcpTable:
             self._segment_of_no_flow(packet, segment, key, source_mac, now)
             return
         connection = flow.connection
+        if flow.pending_ack is not None:
+            flow.take_pending_ack(now)
         if connection.state is State.SYN_SENT:
             if not connection.receive_syn_sent(
                 segment.sequence,

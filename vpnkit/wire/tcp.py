@@ -107,7 +107,7 @@ class FrameTemplate:
     that is kept.  The buffer is reused: the link takes its octets before the next header is made.
     """
 
-    __slots__ = ("_ip_sum", "_pseudo_sum", "buffer")
+    __slots__ = ("_fixed_sum", "_ip_sum", "_pseudo_sum", "buffer")
 
     SIZE: Final = 14 + IPV4_HEADER.size + HEADER.size
     TRANSPORT: Final = 14 + IPV4_HEADER.size  # where the TCP header starts
@@ -121,6 +121,7 @@ class FrameTemplate:
         ip = IPV4_HEADER.pack(0x45, 0, 0, 0, DF, DEFAULT_TTL, PROTOCOL, 0, source, destination)
         self._ip_sum = ones_sum(ip)
         self._pseudo_sum = ones_sum(source + destination) + PROTOCOL
+        self._fixed_sum = self._pseudo_sum + ones_sum(ports) + 0x5000
         self.buffer = bytearray(destination_mac + source_mac + b"\x08\x00" + ip + ports + bytes(16))
 
     def header(self, sequence: int, acknowledgement: int, flags: int, window: int, length: int) -> bytearray:
@@ -142,13 +143,23 @@ class FrameTemplate:
         )
         return self.buffer
 
-    def complete(self, payload: Buffer) -> bytearray:
-        """The headers that `header` made last, with the whole checksum, for a link that completes none."""
-        buffer = self.buffer
-        # The partial sum stands in the checksum field, so summing the header takes it in.
-        total = ones_sum(buffer[self.TRANSPORT :]) + ones_sum(payload)
-        struct.pack_into("!H", buffer, self.TRANSPORT + CHECKSUM_OFFSET, checksum(total))
-        return buffer
+    def complete_header(
+        self, sequence: int, acknowledgement: int, flags: int, window: int, payload: Buffer
+    ) -> bytearray:
+        """The headers in front of `payload` with the whole checksum, for a link that completes none.
+
+        As 2**16 is 1 modulo 65535, a 32-bit number weighs as much in the sum as its two halves.
+        """
+        length = 20 + len(payload)
+        data = int.from_bytes(payload, "big")
+        total = (
+            self._fixed_sum + length + sequence + acknowledgement + flags + window + (data << 8 if length & 1 else data)
+        )
+        self._IP.pack_into(
+            self.buffer, 16, length + 20, 0, DF, DEFAULT_TTL, PROTOCOL, 65535 - (self._ip_sum + length + 20) % 65535
+        )
+        self._TCP.pack_into(self.buffer, 38, sequence, acknowledgement, 0x50, flags, window, 65535 - total % 65535, 0)
+        return self.buffer
 
     def with_options(self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes) -> bytearray:
         """A whole frame without payload, with `options` (a multiple of four octets) and a complete checksum."""

@@ -21,9 +21,8 @@ from vpnkit.proto.tcp.seq import HALF, MASK
 if TYPE_CHECKING:
     from vpnkit.wire.checksum import Buffer
 
-import os
 
-MAX_BUFFERED: Final = int(os.environ.get("MAXB", "262144"))
+MAX_BUFFERED: Final = 3 << 17  # octets of one connection that wait for the guest; more only cools the caches
 MAX_RETRANSMISSIONS: Final = 15  # R2: more than 100 s (SHLD-11), so a paused guest survives
 DUPLICATE_ACKS: Final = 3
 
@@ -99,7 +98,8 @@ class Sender:
     @property
     def queued(self) -> int:
         """Octets that the guest has not acknowledged, sent or not."""
-        return (self.end - self.una) & MASK
+        queued = (self.end - self.una) & MASK
+        return 0 if queued & HALF else queued  # SND.UNA is past the FIN
 
     @property
     def unsent(self) -> int:
