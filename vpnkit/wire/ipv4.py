@@ -61,12 +61,13 @@ class Ipv4Packet:
 def decode(data: memoryview) -> Ipv4Packet:
     """The datagram at the start of `data`; what lies after its total length is padding.
 
-    Raises WireError for a bad version, length or checksum, and for source routing (RFC 7126 section 4.3).
+    A broadcast may go without a checksum.  Raises WireError for a bad version, length or checksum, and for source
+    routing (RFC 7126 section 4.3).
     """
     if len(data) < HEADER.size:
         raise WireError(f"IPv4 packet of {len(data)} octets")
-    version_ihl, tos, total, identification, flags_offset, ttl, protocol, _, source, destination = HEADER.unpack_from(
-        data
+    version_ihl, tos, total, identification, flags_offset, ttl, protocol, check, source, destination = (
+        HEADER.unpack_from(data)
     )
     if version_ihl >> 4 != 4:
         raise WireError(f"IP version {version_ihl >> 4} in an IPv4 frame")
@@ -74,7 +75,7 @@ def decode(data: memoryview) -> Ipv4Packet:
     if header_length < HEADER.size or total < header_length or total > len(data):
         raise WireError(f"IPv4 header of {header_length}, total {total}, frame of {len(data)} octets")
     header = data[:header_length]
-    if not is_valid(header):
+    if not is_valid(header) and (check or destination != BROADCAST):  # the Go client's DHCPDISCOVER has none
         raise WireError("IPv4 header checksum")
     if header_length > HEADER.size:
         _check_options(header)
