@@ -141,6 +141,8 @@ class Sender:
         self.nxt = self.top = end = (start + octets) & MASK
         if octets == length:
             self._cursor += 1
+        elif not octets:
+            return
         if self._timed_sequence is None:
             self._timed_sequence = end
             self._timed_at = now
