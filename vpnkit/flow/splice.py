@@ -288,8 +288,7 @@ class SpliceFlow(TcpFlow):
             octets += size
             sequence = (sequence + size) & MASK
         if octets:
-            receiver.ack_due = False
-            receiver.delayed_octets = 0
+            receiver.told(True, now)
             self.bytes_to_guest += octets
         sender.streamed(data, octets, now)
         if octets < length:

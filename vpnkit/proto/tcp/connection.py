@@ -189,8 +189,7 @@ class TcpConnection:
                     if length:
                         receiver.inbox.append(payload)
                         receiver.nxt = (sequence + length) & MASK
-                        receiver.delayed_octets += length
-                        receiver.ack_due = True
+                        receiver.hear(length, self._offer.mss, now)
                     return
         self._receive_any(sequence, acknowledgement, flags, window, payload, now)
 
@@ -343,10 +342,9 @@ class TcpConnection:
             self._syn_due = False
             self._reset_due = False
             return
-        receiver = self.receiver
-        receiver.ack_due = False
-        receiver.delayed_octets = 0
-        if flags & FIN or len(segment.payload):
+        with_data = bool(flags & FIN or len(segment.payload))
+        self.receiver.told(with_data, now)
+        if with_data:
             self.sender.sent(segment.sequence, len(segment.payload), bool(flags & FIN), now)
 
     # Time
@@ -354,11 +352,14 @@ class TcpConnection:
     def next_deadline(self) -> float:
         if self.state.synchronized and self.state is not State.TIME_WAIT:
             deadline = self.sender.deadline
+            if self.receiver.ack_deadline < deadline:
+                deadline = self.receiver.ack_deadline
             return deadline if deadline < self._close_deadline else self._close_deadline
         return self._deadline if self.state is not State.CLOSED else NEVER
 
     def on_deadline(self, now: float) -> None:
         if self.state.synchronized:
+            self.receiver.on_deadline(now)
             if now >= self._close_deadline:
                 if self.state is State.FIN_WAIT_2:
                     self.abort("the guest did not finish")

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from typing import Final
 
+from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.assembler import Assembler
 from vpnkit.proto.tcp.seq import MASK, distance
 
 WINDOW_SCALE: Final = 7  # ours: windows of up to 8 MiB in steps of 128 octets
 CAPACITY: Final = 1 << 20  # octets that we are ready to take before anything left
+DELAYED_ACK: Final = 0.002  # seconds; the link has no delay of its own, and 40 ms would stall a Nagle sender's tail
 ROUNDING: Final = 1 << 16  # octets above it that rounding windows up may cost in all
 
 
 class Receiver:
     __slots__ = (
+        "ack_deadline",
         "ack_due",
         "assembler",
         "buffered",
@@ -28,7 +31,9 @@ class Receiver:
         "edge",
         "fin_sequence",
         "finished",
+        "heard_at",
         "inbox",
+        "interactive",
         "nxt",
         "scale",
     )
@@ -46,7 +51,10 @@ class Receiver:
         self.fin_sequence: int | None = None  # of a FIN that came before the data in front of it
         self.finished = False  # the FIN is behind RCV.NXT
         self.ack_due = False
-        self.delayed_octets = 0
+        self.ack_deadline = NEVER  # of an ACK that waits for data to travel with
+        self.delayed_octets = 0  # received since the last ACK
+        self.heard_at = 0.0  # when data came last
+        self.interactive = False  # data of the guest is answered by data of the host, at once
 
     def window_field(self) -> int:
         """SEG.WND for the next segment; moves the edge, never to the left (RFC 7323 section 2.4).
@@ -76,6 +84,35 @@ class Receiver:
         offered = distance(self.nxt, self.edge)
         gained = self.capacity - self.buffered - offered
         return gained >= self.capacity // 2 or (offered < 2 * mss and gained >= min(2 * mss, self.capacity // 2))
+
+    def hear(self, octets: int, full: int, now: float) -> None:
+        """New data in order: its ACK is due at once, or waits a moment for an answer of the host to travel with.
+
+        It waits when the last data was answered so quickly, and less than two full segments of `full` octets are not
+        acknowledged (RFC 9293 MUST-40, SHLD-18, SHLD-19).
+        """
+        self.delayed_octets += octets
+        self.heard_at = now
+        if self.interactive and self.delayed_octets < 2 * full:
+            if self.ack_deadline == NEVER:
+                self.ack_deadline = now + DELAYED_ACK
+        else:
+            self.ack_due = True
+
+    def told(self, with_data: bool, now: float) -> None:
+        """A segment with our ACK has left."""
+        self.ack_due = False
+        self.ack_deadline = NEVER
+        self.delayed_octets = 0
+        if with_data:
+            self.interactive = now - self.heard_at < DELAYED_ACK
+
+    def on_deadline(self, now: float) -> None:
+        """Nothing came to travel with."""
+        if now >= self.ack_deadline:
+            self.ack_deadline = NEVER
+            self.ack_due = True
+            self.interactive = False
 
     def is_acceptable(self, sequence: int, length: int) -> bool:
         """The test of RFC 9293 section 3.4 (table 6)."""
