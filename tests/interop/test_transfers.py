@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.interop.guest_tools import Server, digest_of, received, receive_exactly, running, stream, wait_for
+from tests.interop.guest_tools import Server, digest_of, receive_exactly, received, running, stream, wait_for
 
 # What a client says first: who closes how | octets to the server | octets to the client | seed
 REQUEST = struct.Struct("!BIII")
