@@ -23,8 +23,12 @@ from vpnkit.net.plan import guest_mac
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import trio
 
     from tapdev.netns import NamespaceGuest
+    from vpnkit.control.api import Reporter
     from vpnkit.net.network import NetworkOptions
     from vpnkit.net.plan import Plan
 
@@ -40,11 +44,13 @@ def run(
     options: Callable[[], NetworkOptions],
     *,
     offload: bool = True,
+    control: Path | None = None,
 ) -> int:
     """Run `argv` as the first guest of the network `plan`; returns the exit status, 128+N for signal N.
 
-    `options` is called when the namespace is on its way: to make NetworkOptions means to import the network.  Raises
-    what the network and the forwards raise.
+    `control` is the path of the control socket; None for the default name, or one with our process id when another
+    instance has that.  `options` is called when the namespace is on its way: to make NetworkOptions means to import
+    the network.  Raises what the network and the forwards raise.
     """
     config = GuestConfig(
         mac=guest_mac(1),
@@ -64,7 +70,7 @@ def run(
     signals = SignalDescriptor(FORWARDED)
     try:
         _raise_descriptor_limit()
-        return _serve(guest, signals, plan, forwards, options, offload)
+        return _serve(guest, signals, plan, forwards, options, offload, control)
     except NamespaceError as error:
         return _fail(error)
     finally:
@@ -80,6 +86,7 @@ def _serve(
     forwards: Sequence[str],
     options: Callable[[], NetworkOptions],
     offload: bool,
+    control: Path | None,
 ) -> int:
     import logging
 
@@ -87,6 +94,7 @@ def _serve(
 
     from tapdev.tap import TapLink
     from vpnkit.net.network import Network
+    from vpnkit.net.reporting import NetworkReporter
 
     log = logging.getLogger(__name__)
     started = False
@@ -117,8 +125,9 @@ def _serve(
                     await nursery.start(network.serve_guest, link, guest_mac(1), plan.guest_ip)
                     for forward in forwards:
                         await network.expose(forward)
-                    # The control socket starts here, before the command can look for it.
+                    await _start_control(nursery, NetworkReporter(network), control)
                     await guest.wait_configured()
+                    network.assign(guest_mac(1), plan.guest_ip)
                     for warning in guest.warnings:
                         log.warning("%s", warning)
                     started = True
@@ -132,6 +141,17 @@ def _serve(
         return status[0]
 
     return trio.run(main)
+
+
+async def _start_control(nursery: trio.Nursery, reporter: Reporter, control: Path | None) -> None:
+    from vpnkit.control.api import serve_control
+    from vpnkit.control.paths import served_by, socket_path
+
+    if control is None:
+        control = socket_path("default")
+        if served_by(control) is not None:
+            control = socket_path(f"run-{os.getpid()}")
+    await nursery.start(serve_control, control, reporter)
 
 
 def _raise_descriptor_limit() -> None:

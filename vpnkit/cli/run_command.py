@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from portfwd.spec import parse
 from vpnkit.cli.logs import configure
 from vpnkit.cli.options import network_options, parsed, plan_from, settings_from
+
+DEFAULT_NAME: Final = "default"
 
 if TYPE_CHECKING:
     from portfwd.spec import Spec
@@ -56,4 +58,6 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
     from vpnkit.cli.run import run
 
     forwards = [str(spec) for specs in publish for spec in specs]
-    return run(list(command), plan, forwards, behaviour, offload=settings.offload)
+    ours = settings.control is not None or settings.name != DEFAULT_NAME
+    control = settings.control_path if ours else None
+    return run(list(command), plan, forwards, behaviour, offload=settings.offload, control=control)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACKLOG: Final = 32
+ATTEMPTS: Final = 10  # to find the directory that we made
 
 
 @contextmanager
@@ -39,19 +41,25 @@ def listening(path: Path) -> Iterator[trio.SocketListener]:
     socket at all.
     """
     check_length(path)
-    _make_directory(path.parent)
-    try:
-        with _locked(path.parent):
-            _remove_stale(path)
-            listener = _bind(path)
-            ours = os.lstat(path)
-    except OSError as error:
-        raise ControlError(f"cannot listen on control socket {path}: {error.strerror}") from error
+    for attempt in range(ATTEMPTS):
+        _make_directory(path.parent)
+        try:
+            with _locked(path.parent):
+                _remove_stale(path)
+                listener = _bind(path)
+                ours = os.lstat(path)
+            break
+        except OSError as error:
+            # Another instance that ended just now took its empty directory with it.
+            if error.errno != errno.ENOENT or attempt + 1 == ATTEMPTS:
+                raise ControlError(f"cannot listen on control socket {path}: {error.strerror}") from error
     try:
         yield listener
     finally:
         _unlink_if_same(path, ours)  # first: while we listen, nobody else can have our inode
         listener.socket.close()
+        if path.parent == runtime_directory():
+            _remove_if_empty(path.parent)
 
 
 def permitted(stream: trio.SocketStream) -> bool:
@@ -116,6 +124,13 @@ def _bind(path: Path) -> trio.SocketListener:
     except BaseException:
         server.close()
         raise
+
+
+def _remove_if_empty(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:
+        pass  # somebody else's socket is there
 
 
 def _unlink_if_same(path: Path, ours: os.stat_result) -> None:

@@ -120,6 +120,10 @@ class Network:
                 self.gone.update(traffic(link))
             nursery.cancel_scope.cancel()
 
+    def assign(self, mac: bytes, ip: IPv4Address) -> None:
+        """A guest has `ip` without having asked for it; its lease does not end."""
+        self.dhcp.assign(mac, ip.packed, "", trio.current_time())
+
     def _warn(self, message: str) -> None:
         log.warning("%s", message)
         if message not in self.warnings:

@@ -56,6 +56,9 @@ if __name__ == NAME:
             finally:
                 link.close()
 
+        def assign(self, mac, ip):
+            assert ip == self.plan.guest_ip
+
         async def expose(self, spec):
             if spec == "bad":
                 raise ConfigError("bad forward")
