@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -307,12 +308,17 @@ def running(host: Namespace, user: str = "root", *options: str) -> Iterator[Gues
 
 
 class Server:
-    """Accepts connections of `listener` and has `serve` called with each in a thread of its own."""
+    """Accepts connections of `listener` and has `serve` called with each in a thread of its own.
+
+    At the end those that wait are still accepted, and all are served to their end.
+    """
 
     def __init__(self, listener: socket.socket, serve: Callable[[socket.socket], None]) -> None:
         self.address, self.port = listener.getsockname()
         self.failures: list[BaseException] = []
         self._listener = listener
+        listener.setblocking(False)
+        self._ending, self._end = os.pipe()
         self._serve = serve
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -321,8 +327,10 @@ class Server:
         while True:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except BlockingIOError:
+                if self._ending in select.select([self._listener, self._ending], [], [])[0]:
+                    return
+                continue
             self._threads.append(threading.Thread(target=self._one, args=(connection,), daemon=True))
             self._threads[-1].start()
 
@@ -338,10 +346,12 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
+        os.write(self._end, b"x")
+        for thread in self._threads:  # the first may add others until it ends
             thread.join(30)
+        self._listener.close()
+        os.close(self._ending)
+        os.close(self._end)
 
 
 def echo(connection: socket.socket) -> None:

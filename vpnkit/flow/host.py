@@ -24,6 +24,7 @@ class Failure(Enum):
     REFUSED = auto()
     NET_UNREACHABLE = auto()
     HOST_UNREACHABLE = auto()
+    PROTOCOL_UNREACHABLE = auto()
     PROHIBITED = auto()
     TIMED_OUT = auto()  # a black hole: the guest sees silence
     EXHAUSTED = auto()  # we are out of descriptors or memory
@@ -36,6 +37,7 @@ _MEANING: Final = {
     errno.ENETDOWN: Failure.NET_UNREACHABLE,
     errno.EHOSTUNREACH: Failure.HOST_UNREACHABLE,
     errno.EHOSTDOWN: Failure.HOST_UNREACHABLE,
+    errno.ENOPROTOOPT: Failure.PROTOCOL_UNREACHABLE,
     errno.EACCES: Failure.PROHIBITED,
     errno.EPERM: Failure.PROHIBITED,
     errno.ETIMEDOUT: Failure.TIMED_OUT,
