@@ -14,7 +14,7 @@ from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.receiver import WINDOW_SCALE, Receiver
 from vpnkit.proto.tcp.rtt import INITIAL, MAXIMUM
 from vpnkit.proto.tcp.sender import Sender
-from vpnkit.proto.tcp.seq import MASK
+from vpnkit.proto.tcp.seq import MASK, after
 from vpnkit.proto.tcp.state import Event, State, moved
 from vpnkit.wire.tcp import ACK, FIN, PSH, RST, SYN, SynOptions
 
@@ -162,7 +162,7 @@ class TcpConnection:
             return
         self._reset_due = reset and self._heard
         self._syn_due = False
-        self._reset_sequence = 0 if self.state is State.SYN_HELD or not self._heard else self.sender.nxt
+        self._reset_sequence = 0 if self.state is State.SYN_HELD or not self._heard else self.sender.ack_sequence()
         self.aborted = reason
         self.state = moved(self.state, Event.ABORT)
 
@@ -221,8 +221,9 @@ class TcpConnection:
                     self._established(sequence, acknowledgement)
                     receiver.ack_due = True
                 return
-            if flags & ACK and receiver.edge == receiver.nxt and sequence == receiver.nxt:
-                # Beyond a zero window: the data is refused, but its ACK and window are good (section 3.10.7.4).
+            if flags & (SYN | ACK) == ACK and self.state.synchronized and not after(sequence, receiver.nxt):
+                # Its data is old, or refused by a closed window, but its ACK is good.  Were it dropped as section
+                # 3.10.7.4 says, two ends that both missed an ACK would tell each other so for ever.
                 self._acknowledge(sequence, acknowledgement, window, True, now)
             receiver.ack_due = True
             return
@@ -313,7 +314,7 @@ class TcpConnection:
                     sequence, payload, fin = data
                     return OutSegment(sequence, ACK | FIN | PSH if fin else ACK | PSH, payload, b"")
             if self.receiver.ack_due:
-                return OutSegment(sender.nxt, ACK, b"", b"")
+                return OutSegment(sender.ack_sequence(), ACK, b"", b"")
             return None
         if self._syn_due:
             options = SynOptions(self._offer.mss, WINDOW_SCALE if self._wants_scale else None).encode()

@@ -159,6 +159,12 @@ class Sender:
 
     # What may leave
 
+    def ack_sequence(self) -> int:
+        """SEG.SEQ of a segment without data: what the guest expects next if nothing was lost, within his window."""
+        if (self.top - self.una) & MASK <= self.window:
+            return self.top
+        return (self.una + self.window) & MASK
+
     def next_data(self) -> tuple[int, Buffer, bool] | None:
         """(sequence, payload, FIN) of the next segment, or None when nothing may leave now."""
         if self.retransmit_due:
@@ -248,9 +254,10 @@ class Sender:
             self.retransmissions = 0  # a probe was answered: stay open for as long as they are (MUST-37)
         elif una != self.top and not has_data and window == self.window:  # RFC 5681 section 2
             self._duplicate()
-        # RFC 9293 section 3.10.7.4: only a newer segment moves the window
+        # RFC 9293 section 3.10.7.4: only a newer segment moves the window.  One that acknowledges more is newer, else
+        # SND.UNA would carry an old window to where nobody offered it.
         newer = (sequence - self.wl1) & MASK
-        if newer < HALF if newer else not (acknowledgement - self.wl2) & HALF:
+        if acked or (newer < HALF if newer else not (acknowledgement - self.wl2) & HALF):
             self.wl1 = sequence
             self.wl2 = acknowledgement
             if window != self.window:

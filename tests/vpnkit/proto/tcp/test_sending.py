@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from tests.vpnkit.proto.tcp.pair import OFFER, SUPER, Script, established
+from tests.vpnkit.proto.tcp.pair import OFFER, SUPER, Script, established, pull, push
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.rtt import MAXIMUM, MINIMUM
 from vpnkit.proto.tcp.sender import MAX_BUFFERED, MAX_RETRANSMISSIONS
+from vpnkit.proto.tcp.seq import distance
 from vpnkit.proto.tcp.state import State
 from vpnkit.wire.tcp import ACK, FIN, PSH
 
@@ -483,3 +484,57 @@ def test_flags_of_our_segments(script):
     for segment in script.pull():
         assert not segment.flags & ~(ACK | PSH | FIN)
         assert not segment.options
+
+
+class TestLostAcks:
+    """What one end must still understand when the other did not hear it."""
+
+    def test_both_ends_missed_the_last_ack(self):
+        """Each goes back and has nothing that the other one takes: the numbers of their ACKs must still be good."""
+        pair = established()
+        pair.a.write(b"abc")
+        pair.b.write(b"defg")
+        for end, other in ((pair.a, pair.b), (pair.b, pair.a)):
+            for segment in pull(end.connection):
+                push(other.connection, segment)
+            other.take()
+        for end in (pair.a, pair.b):
+            pull(end.connection)  # the ACKs are lost
+            end.connection.sender.window = 1  # so small that it keeps the octets back
+            end.connection.sender.window_max = 60_000
+        pair.pass_time(10)
+        assert (pair.a.got, pair.b.got) == (b"defg", b"abc")
+        assert pair.a.connection.sender.queued == pair.b.connection.sender.queued == 0
+
+    def test_the_ack_of_an_old_segment_counts(self, script):
+        script.gets("abc").pull()
+        script.write(b"hello").says("5.")
+        script.gets("abc", seq=1, ack=6)
+        assert script.connection.sender.queued == 0
+
+    def test_its_window_does_too(self, script):
+        """Else the old window would begin at the new SND.UNA, where nobody offered it."""
+        script.gets("abc", window=8192).pull()
+        script.write(data(1000)).pull()
+        script.gets("abc", seq=1, ack=1001, window=7296)
+        assert script.connection.sender.window == 7296
+
+    def test_after_a_timeout_an_ack_has_the_highest_number(self, script):
+        script.write(data(10 * MSS)).pull()
+        script.wait_deadline()
+        script.pull()
+        script.gets("x", ack=1)
+        assert [s.sequence for s in script.pull() if not s.payload] == [1 + 10 * MSS]
+
+    def test_but_stays_in_a_window_that_shrank(self, script):
+        script.write(data(10 * MSS)).pull()
+        script.gets("x", ack=1, window=256)
+        (ack,) = script.says(".")
+        assert ack.sequence == 257
+
+    def test_an_ack_at_the_edge_of_our_window(self, script):
+        """The guest filled it, and its first segment was lost."""
+        script.write(b"hello").says("5.")
+        edge = distance(script.connection.receiver.nxt, script.connection.receiver.edge)
+        script.gets(seq=1 + edge, ack=6)
+        assert script.connection.sender.queued == 0
