@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tests.vpnkit.proto.tcp.pair import Script, established
+from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp import receiver as receiver_module
 from vpnkit.proto.tcp.connection import CHALLENGE_ACKS, CHALLENGE_SECONDS
 from vpnkit.proto.tcp.receiver import CAPACITY, ROUNDING
@@ -437,3 +438,37 @@ class TestClosing:
         while script.state is State.FIN_WAIT_2:
             script.wait_deadline()
         assert script.now < 500
+
+
+class TestDelayedAck:
+    """The ACK of a request travels with its answer, when the host is known to answer at once."""
+
+    def ping_pong(self, script):
+        script.now = 10.0
+        script.gets("ping")
+        script.write(b"pong").says("4.")
+        script.gets("ping")
+        return script
+
+    def test_it_waits_for_the_answer(self, script):
+        self.ping_pong(script).says()
+        (answer,) = script.write(b"pong").says("4.")
+        assert answer.acknowledgement == 9
+        assert script.connection.receiver.ack_deadline == NEVER
+
+    def test_not_longer_than_2_ms(self, script):
+        self.ping_pong(script).says()
+        script.wait_deadline()
+        assert script.now == pytest.approx(10.002)
+        script.says(".")
+        script.gets("ping").says(".")  # and not again before an answer was quick
+
+    def test_two_full_segments_do_not_wait(self, script):
+        self.ping_pong(script).says()
+        script.gets(bytes(1460)).says()
+        script.gets(bytes(1460)).says(".")
+
+    def test_neither_does_a_fin_nor_what_came_early(self, script):
+        self.ping_pong(script).says()
+        script.gets("late", seq=20).says(".")
+        self.ping_pong(Script()).gets(flags=ACK | FIN).says(".")
