@@ -18,7 +18,7 @@ import trio
 from tapdev.link import LinkCapabilities, LinkClosed, LinkStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tapdev.link import Buffer
 
@@ -160,10 +160,20 @@ class TapLink:
         return True
 
     async def wait_readable(self) -> None:
-        await trio.lowlevel.wait_readable(self._fd)
+        await self._wait(trio.lowlevel.wait_readable)
 
     async def wait_writable(self) -> None:
-        await trio.lowlevel.wait_writable(self._fd)
+        await self._wait(trio.lowlevel.wait_writable)
+
+    async def _wait(self, condition: Callable[[int], Awaitable[None]]) -> None:
+        """Closing ends the wait: `receive` and `send` say then that the link is closed."""
+        if self._fd < 0:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await condition(self._fd)
+        except trio.ClosedResourceError:
+            pass
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -84,6 +84,7 @@ class Guest:
         self.dns: DnsService | None = None  # set by whoever made us: it needs our poller
         self.host = host_sockets
         self.admit = admit
+        self.now = trio.lowlevel.current_clock().current_time  # a third of what trio.current_time() costs
         self.counters: Counter[str] = Counter()
         self.poller = Poller()
         self.checksum_offload = link.capabilities.checksum
@@ -136,14 +137,14 @@ class Guest:
     async def _serve_host(self) -> None:
         while True:
             await self.poller.wait()
-            for _ in range(ROUNDS):
-                events = self.turn()
-                try:
+            try:
+                for _ in range(ROUNDS):
+                    events = self.turn()
                     frames = self.burst()
-                except LinkClosed:
-                    await trio.sleep_forever()  # the other task sees it too, and ends us
-                if not frames and not events:
-                    break
+                    if not frames and not events:
+                        break
+            except LinkClosed:
+                await trio.sleep_forever()  # the link's own task sees it too, and ends us
 
     async def _serve_full_link(self) -> None:
         while True:
@@ -153,13 +154,16 @@ class Guest:
             blocked, self._blocked = self._blocked, {}
             for flow in blocked.values():
                 self.touch(flow)
-            self.settle()
+            try:
+                self.settle()
+            except LinkClosed:
+                await trio.sleep_forever()  # the link's own task sees it too, and ends us
 
     def burst(self) -> int:
         """Take in what the link has, up to a budget, and settle what it touched.  Returns the number of frames."""
         link = self.link
         receive = link.receive
-        now = trio.current_time()
+        now = self.now()
         count = 0
         try:
             while count < FRAMES_PER_BURST:
@@ -189,7 +193,7 @@ class Guest:
         """Ask the host's sockets, without waiting, and settle what answered.  Returns how much there was."""
         count = self.poller.poll()
         if self._datagrams:
-            now = trio.current_time()
+            now = self.now()
             for _ in range(len(self._datagrams)):
                 mapping = self._datagrams.popleft()
                 mapping.touched = False
@@ -203,7 +207,7 @@ class Guest:
     def settle(self) -> None:
         """Settle every touched flow once; one that has more to do is touched again for the next turn."""
         touched, self._touched = self._touched, []
-        now = trio.current_time()
+        now = self.now()
         for flow in touched:
             flow.touched = False
             try:
@@ -233,9 +237,6 @@ class Guest:
         log.error("guest %d: internal error on a deadline of %r", self.number, timed, exc_info=error)
 
     # What flows ask (FlowHost)
-
-    def now(self) -> float:
-        return trio.current_time()
 
     def touch(self, flow: TcpFlow) -> None:
         if not flow.touched:
