@@ -46,7 +46,8 @@ class Deadlines:
                 try:
                     timed.on_deadline(now)
                 except Exception as error:
-                    self._failed(timed, error)
-                self.queue.update(timed)
+                    self._failed(timed, error)  # and it is not queued again: its deadline may still be there
+                else:
+                    self.queue.update(timed)
             if due:
                 self._after()

@@ -129,6 +129,7 @@ class SpliceFlow(TcpFlow):
     def on_failure(self, error: BaseException) -> None:
         """The containment boundary of one connection: reset it, the others go on."""
         log.error("flow %d tcp: internal error", self.number, exc_info=error)
+        self.guest.count("internal_error")
         self.connection.abort(f"internal error: {error!r}")
         self.guest.touch(self)
 
@@ -295,6 +296,8 @@ class SpliceFlow(TcpFlow):
             self.guest.link_full(self)
 
     def _host_failed(self, error: OSError) -> None:
+        self._host_finished = self._shut = True  # for a connection that is closed already, and only waits for us
+        self._backlog.clear()
         self.connection.abort(f"host: {error.strerror or error}")
 
     @property

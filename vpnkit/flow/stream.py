@@ -64,6 +64,7 @@ class StreamFlow(TcpFlow):
         self._changed.unpark_all()
 
     def on_failure(self, error: BaseException) -> None:
+        self.guest.count("internal_error")
         self.abort(f"internal error: {error!r}")
 
     async def wait_changed(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vpnkit.proto.deadlines import NEVER
+from vpnkit.proto.tcp.seq import HALF, MASK
 from vpnkit.wire.tcp import ACK, CHECKSUM_OFFSET, FrameTemplate
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class FlowHost(Protocol):
 
     def forget(self, flow: TcpFlow) -> None:
         """The flow is over, on both sides."""
+        ...
+
+    def count(self, what: str) -> None:
+        """One more of `what`."""
         ...
 
 
@@ -139,7 +144,7 @@ class TcpFlow:
         """A segment that is an ACK and nothing else.  Of a row of them that each acknowledge more, only the last is
         looked at, at the end of the burst; equal ones are duplicates, which all count."""
         pending = self.pending_ack
-        if pending is not None and (pending[1] == acknowledgement or pending[0] != sequence):
+        if pending is not None and (pending[0] != sequence or not 0 < (acknowledgement - pending[1]) & MASK < HALF):
             self.take_pending_ack(now)
         self.pending_ack = (sequence, acknowledgement, window)
 

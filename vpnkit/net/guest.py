@@ -127,7 +127,10 @@ class Guest:
     async def _serve_link(self) -> None:
         link = self.link
         while True:
-            await link.wait_readable()
+            if self._touched or self._datagrams:
+                await trio.lowlevel.checkpoint()  # edges that were seen and not used up: nobody tells us again
+            else:
+                await link.wait_readable()
             for _ in range(ROUNDS):
                 frames = self.burst()
                 events = self.turn()
@@ -136,7 +139,10 @@ class Guest:
 
     async def _serve_host(self) -> None:
         while True:
-            await self.poller.wait()
+            if self._touched or self._datagrams:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self.poller.wait()
             try:
                 for _ in range(ROUNDS):
                     events = self.turn()
@@ -179,8 +185,7 @@ class Guest:
                 except LinkClosed:
                     raise
                 except Exception:  # the containment boundary of one frame
-                    self.counters["internal_error"] += 1
-                    log.exception("guest %d: internal error on a frame", self.number)
+                    self._frame_failed(frame, now)
             if self.udp.unfinished:
                 self.udp.flush()
             if self._touched:
@@ -197,7 +202,12 @@ class Guest:
             for _ in range(len(self._datagrams)):
                 mapping = self._datagrams.popleft()
                 mapping.touched = False
-                mapping.receive(now)
+                try:
+                    mapping.receive(now)
+                except LinkClosed:
+                    raise
+                except Exception as error:  # the containment boundary of one mapping
+                    mapping.on_failure(error)
             count += 1
         if self._touched:
             self.settle()
@@ -223,8 +233,20 @@ class Guest:
         flow.connection.abort("internal error")
         try:
             flow.transmit(now)
+        except LinkClosed:
+            raise
+        except Exception:
+            log.debug("flow %d tcp: not even a reset", flow.number, exc_info=True)
         finally:
-            self.tcp.forget(flow, now)
+            self.forget(flow)
+
+    def _frame_failed(self, frame: memoryview, now: float) -> None:
+        flow = self.tcp.flows.get(bytes(frame[26:38]))
+        if flow is not None and len(frame) >= MIN_TCP_FRAME and frame[23] == ipv4.TCP:
+            self._flow_failed(flow, now)
+        else:
+            self.counters["internal_error"] += 1
+            log.exception("guest %d: internal error on a frame", self.number)
 
     def _after_deadlines(self) -> None:
         try:
@@ -233,8 +255,12 @@ class Guest:
             pass  # the link's own task sees it too
 
     def _deadline_failed(self, timed: Timed, error: BaseException) -> None:
-        self.counters["internal_error"] += 1
         log.error("guest %d: internal error on a deadline of %r", self.number, timed, exc_info=error)
+        give_up = getattr(timed, "on_failure", None)
+        if give_up is None:
+            self.count("internal_error")
+        else:
+            give_up(error)
 
     # What flows ask (FlowHost)
 

@@ -141,6 +141,7 @@ class PingSession:
 
     def on_failure(self, error: BaseException) -> None:
         log.error("flow %d icmp: internal error", self.number, exc_info=error)
+        self._table.guest.count("internal_error")
         self._table.remove(self)
 
     def next_deadline(self) -> float:

@@ -124,6 +124,8 @@ class TcpTable:
             return False
         if segment.flags & (SYN | ACK) == SYN and after(segment.sequence, their_next):
             return True
+        if not len(segment.payload) and not segment.flags & (SYN | FIN):
+            return False  # two ends that answer an ACK by an ACK never stop
         template = self._template(key, source_mac)
         frame = template.with_options(our_next, their_next, ACK, 0, b"")
         self._guest.send_frame((frame,))

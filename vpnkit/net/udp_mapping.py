@@ -201,6 +201,7 @@ class UdpMapping:
 
     def on_failure(self, error: BaseException) -> None:
         log.error("flow %d udp: internal error", self.number, exc_info=error)
+        self._table.guest.count("internal_error")
         self._table.remove(self)
 
     def receive(self, now: float) -> None:
