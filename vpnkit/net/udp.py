@@ -66,10 +66,15 @@ class UdpTable:
         """A datagram for `route`; its view is held until the end of the burst when it waits for more."""
         mapping = route.mapping
         if now - mapping.active_at > REFRESH_SECONDS:
-            mapping.active_at = now
-            self.mappings.move_to_end(mapping.address + mapping.port.to_bytes(2, "big"))
+            self.refresh(mapping, now)
         if mapping.send(route, payload, gso_size):
             self.guest.link.hold()
+
+    def refresh(self, mapping: UdpMapping, now: float) -> None:
+        """`mapping` is in use, so it is not the longest idle one."""
+        if now - mapping.active_at > REFRESH_SECONDS and mapping.is_open:
+            mapping.active_at = now
+            self.mappings.move_to_end(mapping.address + mapping.port.to_bytes(2, "big"))
 
     def flush(self) -> None:
         """End of a burst: every train leaves."""
@@ -128,16 +133,18 @@ class UdpTable:
         return mapping
 
     def remove(self, mapping: UdpMapping) -> None:
-        self.mappings.pop(mapping.address + mapping.port.to_bytes(2, "big"), None)
-        for route in mapping.routes:
-            self.drop_route(route)
-        mapping.close()
+        if mapping.is_open:
+            self.mappings.pop(mapping.address + mapping.port.to_bytes(2, "big"), None)
+            for route in mapping.routes:
+                self.drop_route(route)
+            mapping.close()
 
     def emit(self, source: bytes, source_port: int, mapping: UdpMapping, train: Sequence[bytes], size: int) -> None:
         """To the guest: datagrams of `size` octets, the last may be shorter; one buffer may hold several of them."""
         several = len(train) > 1 or len(train[0]) > size
         address, port, mac = mapping.address, mapping.port, mapping.mac
-        if several and self.guest.link.capabilities.uso:
+        able = self.guest.link.capabilities
+        if several and able.uso and ipv4.HEADER.size + udp.HEADER.size + size <= able.mtu:
             self.send(source, source_port, address, port, mac, train, size)
             return
         for data in train:

@@ -106,6 +106,10 @@ class UdpMapping:
         self._train_route: Route | None = None
         self._train_octets = 0
 
+    @property
+    def is_open(self) -> bool:
+        return self._socket is not None
+
     # To the host
 
     def add_route(self, destination: bytes, address: Address) -> Route:
@@ -114,7 +118,8 @@ class UdpMapping:
             self._table.drop_route(self.routes.pop(0))
         route = Route(self, destination, address)
         self.routes.append(route)
-        if address[0] not in self._peers and len(self._peers) >= MAX_PEERS:
+        self._peers.pop(address[0], None)  # the last one called is the last one forgotten
+        if len(self._peers) >= MAX_PEERS:
             del self._peers[next(iter(self._peers))]
         self._peers[address[0]] = destination[:4]
         self.addressed = f"{socket.inet_ntoa(destination[:4])}:{address[1]}"
@@ -209,7 +214,6 @@ class UdpMapping:
         host = self._socket
         if host is None:
             return
-        self.active_at = now
         table = self._table
         train: list[bytes] = []
         octets = 0
@@ -239,25 +243,26 @@ class UdpMapping:
                 or len(train[-1]) != len(train[0])
                 or octets + length > MAX_TRAIN_OCTETS
             ):
-                self._emit(sender, train, len(train[0]))
+                self._emit(sender, train, len(train[0]), now)
                 train = []
                 octets = 0
             if size and length > size:
-                self._emit(source, [data], size)
+                self._emit(source, [data], size, now)
                 continue
             sender = source
             train.append(data)
             octets += length
         if train:
-            self._emit(sender, train, len(train[0]))
+            self._emit(sender, train, len(train[0]), now)
         if more:
             table.guest.touch_datagrams(self)
 
-    def _emit(self, source: Address | None, train: list[bytes], size: int) -> None:
+    def _emit(self, source: Address | None, train: list[bytes], size: int, now: float) -> None:
         known_as = self._peers.get(source[0]) if source is not None else None
         if source is None or known_as is None:
-            self._table.guest.count("udp_filtered")
+            self._table.guest.count("udp_filtered")  # and refreshes nothing (RFC 7857 section 7)
             return
+        self._table.refresh(self, now)
         for data in train:
             self.bytes_to_guest += len(data)
         self._table.emit(known_as, source[1], self, train, size)

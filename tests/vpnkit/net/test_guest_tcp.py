@@ -34,6 +34,11 @@ async def read_all(stream):
     return bytes(data)
 
 
+async def send_for_ever(stream):
+    while True:
+        await stream.send_all(bytes(100_000))
+
+
 def closed_port() -> int:
     """A port where nobody listens."""
     with socket.socket() as made:
@@ -451,8 +456,7 @@ class TestEndings:
 
         async def handler(stream):
             with pytest.raises(trio.BrokenResourceError):
-                while True:
-                    await stream.send_all(bytes(100_000))
+                await send_for_ever(stream)
 
         for _ in range(5):
             async with world(queue_frames=8) as w:
@@ -462,8 +466,7 @@ class TestEndings:
     async def test_the_link_closes_while_it_is_full(self):
         async def handler(stream):
             with pytest.raises(trio.BrokenResourceError):
-                while True:
-                    await stream.send_all(bytes(100_000))
+                await send_for_ever(stream)
 
         async with world(queue_frames=2) as w:
             await w.scripted.connect(await listen(w.nursery, handler))
