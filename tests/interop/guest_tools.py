@@ -23,7 +23,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.tapdev.guests import NOBODY, as_user, environment, eventually
 
@@ -188,9 +188,18 @@ class Process:
 class Guest:
     """`vpnkit run` with a command that waits, so that programs and sockets can join it in its namespace."""
 
-    def __init__(self, host: Namespace, user: str = "root", *options: str, script: str = "exec cat") -> None:
+    def __init__(
+        self,
+        host: Namespace,
+        user: str = "root",
+        *options: str,
+        script: str = "exec cat",
+        runtime: Directory | None = None,
+        **settings: str,
+    ) -> None:
         self.user = user
-        self.directory = Directory(user)
+        self._own = None if runtime else Directory(user)
+        self.directory = runtime or self._own  # the place of the control socket
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         argv = vpnkit_run(user, *options, "--", "sh", "-c", f"echo ready; {script}")
         with host.entered():
@@ -199,7 +208,7 @@ class Guest:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env=environment(XDG_RUNTIME_DIR=str(self.directory.path)),
+                env=environment(XDG_RUNTIME_DIR=str(self.directory.path), **settings),
             )
         self.namespace: Namespace | None = None
         try:
@@ -272,8 +281,9 @@ class Guest:
         self._errors.close()
         if self.namespace is not None:
             self.namespace.close()
-        with self.directory:
-            pass
+        if self._own is not None:
+            with self._own:
+                pass
 
     def close(self) -> None:
         """End it in the ordinary way, and look whether it was well all the time."""
@@ -296,8 +306,8 @@ class Guest:
 
 
 @contextmanager
-def running(host: Namespace, user: str = "root", *options: str) -> Iterator[Guest]:
-    guest = Guest(host, user, *options)
+def running(host: Namespace, user: str = "root", *options: str, **more: Any) -> Iterator[Guest]:
+    guest = Guest(host, user, *options, **more)
     try:
         yield guest
     except BaseException:
