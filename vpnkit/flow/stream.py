@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from vpnkit.flow.conflict import ConflictDetector
 from vpnkit.flow.tcp_flow import FlowHost, TcpFlow
 from vpnkit.proto.tcp.state import State
 
@@ -43,7 +45,10 @@ class StreamFlow(TcpFlow):
             self._changed.unpark_all()
             return
         receiver = connection.receiver
-        if receiver.inbox:
+        if receiver.inbox and self.reading_done:
+            receiver.inbox.clear()
+            connection.abort("the guest sent more than was read")  # SHLD-3
+        elif receiver.inbox:
             self.active_at = now
             for data in receiver.inbox:
                 copy = bytes(data)
@@ -78,6 +83,8 @@ class GuestStream(trio.abc.HalfCloseableStream):
         self._flow = flow
         self._closed = False
         self._eof_sent = False
+        self._reading = ConflictDetector("another task is reading from this stream")
+        self._writing = ConflictDetector("another task is writing to this stream")
 
     def _check(self) -> None:
         if self._closed:
@@ -94,58 +101,65 @@ class GuestStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Octets in order, or b"" when the guest has finished."""
-        flow = self._flow
-        await trio.lowlevel.checkpoint()
-        while not flow.incoming:
+        if max_bytes is not None and operator.index(max_bytes) < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._reading:
+            await trio.lowlevel.checkpoint()
+            flow = self._flow
+            connection = flow.connection
+            while not flow.incoming:
+                self._check()
+                if connection.state is State.CLOSED or (connection.is_open and connection.receiver.finished):
+                    return b""
+                await flow.wait_changed()
+            if self._closed:
+                raise trio.ClosedResourceError("this stream was closed")
+            data = flow.incoming.popleft()
+            if max_bytes is not None and len(data) > max_bytes:
+                flow.incoming.appendleft(data[max_bytes:])
+                data = data[:max_bytes]
+            connection.consumed(len(data))
+            if connection.receiver.ack_due:
+                flow.guest.settle_now(flow)
+            return data
+
+    async def _wait_writable(self) -> None:
+        connection = self._flow.connection
+        while True:
             self._check()
-            if flow.connection.is_open and flow.connection.receiver.finished:
-                return b""
-            if flow.connection.state is State.CLOSED:
-                return b""
-            await flow.wait_changed()
-        if self._closed:
-            raise trio.ClosedResourceError("this stream was closed")
-        data = flow.incoming.popleft()
-        if max_bytes is not None and len(data) > max_bytes:
-            flow.incoming.appendleft(data[max_bytes:])
-            data = data[:max_bytes]
-        flow.connection.consumed(len(data))
-        if flow.connection.receiver.ack_due:
-            flow.guest.settle_now(flow)
-        return data
+            if self._eof_sent:
+                raise trio.ClosedResourceError("send_eof was called")
+            if connection.is_closed:
+                raise trio.BrokenResourceError("the guest closed the connection")
+            if connection.is_open and connection.sender.queued < HIGH_WATER:
+                return
+            await self._flow.wait_changed()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Queue all of `data`; waits while too much is unacknowledged."""
-        flow = self._flow
-        await trio.lowlevel.checkpoint()
-        self._check()
-        if self._eof_sent:
-            raise trio.ClosedResourceError("send_eof was called")
-        view = memoryview(bytes(data))  # the caller may reuse its buffer
-        while len(view):
-            while flow.connection.sender.queued >= HIGH_WATER or not flow.connection.is_open:
-                self._check()
-                if flow.connection.is_closed:
-                    raise trio.BrokenResourceError("the guest closed the connection")
-                await flow.wait_changed()
-            self._check()
-            share = view[: HIGH_WATER - flow.connection.sender.queued]
-            view = view[len(share) :]
-            flow.connection.write(share)
-            flow.guest.settle_now(flow)
+        with self._writing:
+            await trio.lowlevel.checkpoint()
+            await self._wait_writable()
+            flow = self._flow
+            view = memoryview(bytes(data))  # the caller may reuse its buffer
+            while len(view):
+                await self._wait_writable()
+                share = view[: HIGH_WATER - flow.connection.sender.queued]
+                view = view[len(share) :]
+                flow.connection.write(share)
+                flow.guest.settle_now(flow)
 
     async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self._check()
-        while self._flow.connection.sender.queued >= HIGH_WATER:
-            await self._flow.wait_changed()
-            self._check()
+        with self._writing:
+            await trio.lowlevel.checkpoint()
+            await self._wait_writable()
 
     async def send_eof(self) -> None:
         """A FIN follows what was sent."""
-        await trio.lowlevel.checkpoint()
-        self._check()
-        self._finish()
+        with self._writing:
+            await trio.lowlevel.checkpoint()
+            await self.wait_open()
+            self._finish()
 
     def _finish(self) -> None:
         flow = self._flow

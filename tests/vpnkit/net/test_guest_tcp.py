@@ -366,9 +366,7 @@ class TestStreams:
             client = await w.scripted.connect(await listen(w.nursery, handler))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client.send, sent)
-                with trio.fail_after(5):
-                    while client.connection.state is not State.ESTABLISHED or client.connection.sender.window > 2000:
-                        await trio.sleep(0.01)
+                await client.until(lambda: client.connection.sender.window < 2000)
                 (flow,) = w.guest.tcp.flows.values()
                 assert flow.connection.receiver.buffered <= 1_200_000
                 go.set()

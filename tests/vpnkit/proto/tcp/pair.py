@@ -81,7 +81,7 @@ class End:
 
     def take(self) -> None:
         """The inbox goes to the user, who reads it or leaves it where it closes the window."""
-        if self.connection.state in (State.SYN_HELD, State.SYN_SENT):
+        if not self.connection._heard:
             return
         receiver = self.connection.receiver
         for data in receiver.inbox:
