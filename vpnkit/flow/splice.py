@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 READ_SIZE: Final = 65536  # octets of a first read; it doubles while reads are filled
-MAX_READ: Final = 1 << 17
+MAX_READ: Final = 1 << 20  # octets
 FETCH_BUDGET: Final = 4  # reads of one socket per turn of the loop, 256 KiB: then the others
 GATHER: Final = 64  # buffers of the backlog in one `sendmsg`
 
