@@ -18,7 +18,7 @@ import trio
 from tapdev.link import LinkCapabilities, LinkClosed, LinkStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
     from tapdev.link import Buffer
 
@@ -159,19 +159,23 @@ class TapLink:
         statistics.sent_bytes += length - self._skip
         return True
 
+    # Closing ends a wait: `receive` and `send` say then that the link is closed.
+
     async def wait_readable(self) -> None:
-        await self._wait(trio.lowlevel.wait_readable)
-
-    async def wait_writable(self) -> None:
-        await self._wait(trio.lowlevel.wait_writable)
-
-    async def _wait(self, condition: Callable[[int], Awaitable[None]]) -> None:
-        """Closing ends the wait: `receive` and `send` say then that the link is closed."""
         if self._fd < 0:
             await trio.lowlevel.checkpoint()
             return
         try:
-            await condition(self._fd)
+            await trio.lowlevel.wait_readable(self._fd)
+        except trio.ClosedResourceError:
+            pass
+
+    async def wait_writable(self) -> None:
+        if self._fd < 0:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await trio.lowlevel.wait_writable(self._fd)
         except trio.ClosedResourceError:
             pass
 

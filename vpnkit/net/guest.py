@@ -132,9 +132,8 @@ class Guest:
             else:
                 await link.wait_readable()
             for _ in range(ROUNDS):
-                frames = self.burst()
-                events = self.turn()
-                if not frames and not events:
+                drained = self.burst() < FRAMES_PER_BURST
+                if not self.turn() and drained:
                     break
 
     async def _serve_host(self) -> None:
@@ -145,9 +144,8 @@ class Guest:
                 await self.poller.wait()
             try:
                 for _ in range(ROUNDS):
-                    events = self.turn()
-                    frames = self.burst()
-                    if not frames and not events:
+                    self.turn()
+                    if not self.burst() and not self._touched and not self._datagrams:
                         break
             except LinkClosed:
                 await trio.sleep_forever()  # the link's own task sees it too, and ends us
