@@ -249,8 +249,8 @@ class Guest:
         return self.namespace.listen("0.0.0.0", port, backlog)
 
     def drop(self, one_in: int) -> None:
-        """Lose one frame in `one_in`, each way, at random."""
-        lose = f"numgen random mod {one_in} == 0 counter drop"
+        """Lose one IP datagram in `one_in`, each way, at random.  ARP, which tries three times only, is left alone."""
+        lose = f"meta protocol ip numgen random mod {one_in} == 0 counter drop"
         self.namespace.run(
             "nft",
             "-f",
@@ -259,6 +259,10 @@ class Guest:
             f" chain in {{ type filter hook ingress device tap0 priority 0; {lose}; }};"
             f" chain out {{ type filter hook egress device tap0 priority 0; {lose}; }}; }}\n",
         )
+
+    def drop_nothing(self) -> None:
+        """The end of `drop`."""
+        self.namespace.run("nft", "delete", "table", "netdev", "loss")
 
     def dropped(self) -> list[int]:
         """How many frames were lost, [to the guest, from it]."""
@@ -338,7 +342,7 @@ class Server:
             try:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
-                if self._ending in select.select([self._listener, self._ending], [], [])[0]:
+                if self._listener not in select.select([self._listener, self._ending], [], [])[0]:
                     return
                 continue
             self._threads.append(threading.Thread(target=self._one, args=(connection,), daemon=True))
