@@ -52,8 +52,10 @@ ERROR: Final = b"E"  # text
 # Messages to B:
 GO: Final = b"G"
 SIGNAL: Final = b"K"  # one octet, its number
+LEFTOVER: Final = b"L"  # FILE_ID | path: a file of P's to remove when P was killed
 
 WAIT_STATUS: Final = struct.Struct("=i")
+FILE_ID: Final = struct.Struct("=QQ")  # st_dev | st_ino
 MAX_MESSAGE: Final = 4096
 
 # linux/sched.h, linux/prctl.h
@@ -210,6 +212,7 @@ def _init(
     if configurator == 0:
         _run(channel, lambda: _configure(config, channel))
     command = 0
+    leftovers: list[bytes] = []
     poller = select.poll()
     poller.register(channel, select.POLLIN)
     poller.register(child_ended, select.POLLIN)
@@ -227,17 +230,33 @@ def _init(
         if channel.fileno() in ready:
             message = channel.recv(MAX_MESSAGE)
             if not message:
+                for leftover in leftovers:
+                    _remove(leftover)
                 return
-            if message == GO and not command:
-                # A second fence behind the end of file, for an init that is stopped or was ptraced to a halt.  Only
-                # now: until A had ended, A was the parent whose death it would have meant.
-                libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if message[:1] == LEFTOVER:
+                leftovers.append(message[1:])
+            elif message == GO and not command:
+                # For an init that is stopped, which would not see the end of file.  Only now: until A had ended, A
+                # was the parent whose death it would have meant.
+                libc().prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
                 command = os.fork()
                 if command == 0:
                     _command(argv, mask)
                 _give_up_streams(inherited)
             elif message[:1] == SIGNAL and command:
                 os.kill(command, message[1])
+
+
+def _remove(leftover: bytes) -> None:
+    """Remove the file, if it is still the one that P made, and its directory, if that is empty then."""
+    path = os.fsdecode(leftover[FILE_ID.size :])
+    try:
+        status = os.lstat(path)
+        if (status.st_dev, status.st_ino) == FILE_ID.unpack_from(leftover):
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))
+    except OSError:
+        pass  # it is gone, or not empty
 
 
 def _ended_children() -> list[tuple[int, int]]:

@@ -114,6 +114,12 @@ class NamespaceGuest:
         """Run the command.  Call it once."""
         self._send(inside.GO)
 
+    def remove_when_killed(self, path: str) -> None:
+        """Should we be killed, the guest's init removes the file `path` of ours, and its directory if that is empty
+        then, before it ends.  Raises OSError when there is no such file."""
+        status = os.lstat(path)
+        self._send(inside.LEFTOVER + inside.FILE_ID.pack(status.st_dev, status.st_ino) + os.fsencode(path))
+
     def signal(self, number: int) -> None:
         """Send the command a signal; nothing if it has not started or has ended."""
         self._send(inside.SIGNAL + bytes([number]))

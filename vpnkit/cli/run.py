@@ -125,7 +125,8 @@ def _serve(
                     await nursery.start(network.serve_guest, link, guest_mac(1), plan.guest_ip)
                     for forward in forwards:
                         await network.expose(forward)
-                    await _start_control(nursery, NetworkReporter(network), control)
+                    path = await _start_control(nursery, NetworkReporter(network), control)
+                    guest.remove_when_killed(str(path))
                     await guest.wait_configured()
                     network.assign(guest_mac(1), plan.guest_ip)
                     for warning in guest.warnings:
@@ -143,7 +144,7 @@ def _serve(
     return trio.run(main)
 
 
-async def _start_control(nursery: trio.Nursery, reporter: Reporter, control: Path | None) -> None:
+async def _start_control(nursery: trio.Nursery, reporter: Reporter, control: Path | None) -> Path:
     from vpnkit.control.api import serve_control
     from vpnkit.control.paths import served_by, socket_path
 
@@ -152,6 +153,7 @@ async def _start_control(nursery: trio.Nursery, reporter: Reporter, control: Pat
         if served_by(control) is not None:
             control = socket_path(f"run-{os.getpid()}")
     await nursery.start(serve_control, control, reporter)
+    return control
 
 
 def _raise_descriptor_limit() -> None:

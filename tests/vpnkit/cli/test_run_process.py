@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -343,3 +344,15 @@ def test_closed_tun_device_is_one_clear_line():
         "vpnkit run: open /dev/net/tun: Permission denied; make it readable and writable for you "
         "(chmod 0666 /dev/net/tun, as most distributions do)\n"
     )
+
+
+def test_the_control_socket_goes_when_we_are_killed(start, user):
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # pytest's own is root's alone
+        path = Path(directory)
+        path.chmod(0o777)
+        process = start(user, "echo ready; sleep 60", TMPDIR=directory)
+        assert eventually(lambda: list(path.rglob("*.sock")))
+        assert process.stdout.readline() == b"ready\n"
+        process.kill()
+        process.wait()
+        assert eventually(lambda: not list(path.iterdir()))
