@@ -20,6 +20,7 @@ from vpnkit.flow import host as host_sockets
 from vpnkit.flow.clock import Deadlines
 from vpnkit.flow.poller import Poller
 from vpnkit.net.icmp import IcmpTable
+from vpnkit.net.output import Output
 from vpnkit.net.tcp import TcpTable
 from vpnkit.net.udp import UdpTable
 from vpnkit.proto import arp as arp_rules
@@ -30,7 +31,7 @@ from vpnkit.wire.tcp import ACK
 if TYPE_CHECKING:
     import random
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from tapdev.link import Link
     from vpnkit.flow.stream import GuestStream
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from vpnkit.proto.deadlines import Timed
     from vpnkit.services.dhcp import DhcpService
     from vpnkit.services.dns import DnsService
-    from vpnkit.wire.checksum import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +97,13 @@ class Guest:
         self._datagrams: deque[UdpMapping] = deque()
         self._blocked: dict[bytes, TcpFlow] = {}  # flows that wait until the link takes frames again
         self._link_writable = trio.Event()
-        self._ours = {plan.gateway_ip.packed}
+        self.ours = {plan.gateway_ip.packed}
         if plan.host_ip is not None:
-            self._ours.add(plan.host_ip.packed)
+            self.ours.add(plan.host_ip.packed)
         self._subnet = int(plan.subnet.network_address)
         self._mask = int(plan.subnet.netmask)
         self.deadlines = Deadlines(self._after_deadlines, self._deadline_failed)
+        self.out = Output(self)
         self.tcp = TcpTable(self, rng.randbytes(32))
         self.udp = UdpTable(self)
         self.icmp = IcmpTable(self)
@@ -364,7 +365,7 @@ class Guest:
 
     def _arp(self, frame: memoryview, source_mac: bytes) -> None:
         request = arp.decode(frame[ethernet.HEADER.size :])
-        reply = arp_rules.answer(request, self._ours, self.plan.server_mac)
+        reply = arp_rules.answer(request, self.ours, self.plan.server_mac)
         if reply is not None:
             header = ethernet.HEADER.pack(source_mac, self.plan.server_mac, ethernet.ETHERTYPE_ARP)
             self.link.send((header + reply.encode(),))
@@ -398,13 +399,13 @@ class Guest:
         elif protocol == ipv4.ICMP:
             self.icmp.message(packet, source_mac, now)
         else:
-            self.send_icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PROTOCOL_UNREACHABLE)
+            self.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PROTOCOL_UNREACHABLE)
 
     def _is_valid_source(self, source: bytes) -> bool:
         """A guest speaks from the subnet, and not as one of us."""
         number = int.from_bytes(source, "big")
         host = number & ~self._mask & 0xFFFFFFFF
-        return number & self._mask == self._subnet and source not in self._ours and 0 < host < ~self._mask & 0xFFFFFFFF
+        return number & self._mask == self._subnet and source not in self.ours and 0 < host < ~self._mask & 0xFFFFFFFF
 
     @staticmethod
     def _checksum_holds(packet: ipv4.Ipv4Packet) -> bool:
@@ -416,44 +417,6 @@ class Guest:
             pseudo = ipv4.pseudo_sum(packet.source, packet.destination, ipv4.UDP, len(data))
             return check == 0 or is_valid(data, pseudo)
         return True
-
-    # Frames out
-
-    def send_frame(self, parts: Sequence[Buffer]) -> None:
-        """A whole frame that is lost when the link is full, as on a wire."""
-        if not self.link.send(parts):
-            self.counters["link_full"] += 1
-
-    def send_ip(self, source: bytes, destination: bytes, protocol: int, payload: bytes, mac: bytes) -> None:
-        """`payload`, its checksum complete, in one datagram, or in fragments when it is larger than the link's MTU."""
-        header = ethernet.HEADER.pack(mac, self.plan.server_mac, ethernet.ETHERTYPE_IPV4)
-        mtu = self.link.capabilities.mtu
-        if ipv4.HEADER.size + len(payload) <= mtu:
-            self.send_frame((header, ipv4.encode_header(source, destination, protocol, len(payload)), payload))
-            return
-        ip = ipv4.encode_header(
-            source, destination, protocol, len(payload), identification=self.random.randrange(65536), flags_offset=0
-        )
-        for parts in ipv4.fragments(ip, payload, mtu):
-            self.send_frame((header, *parts))
-
-    def send_icmp_error(self, about: ipv4.Ipv4Packet, kind: int, code: int) -> None:
-        """An ICMP error about a datagram of the guest, from the address that he called, if the rules allow one."""
-        if self.icmp.may_send_error(about, self.now()):
-            self._send_icmp_error(bytes(about.header) + bytes(about.payload[: icmp.QUOTE_LIMIT]), kind, code)
-
-    def send_icmp_quote(self, quoted: bytes, kind: int, code: int) -> None:
-        """An ICMP error about `quoted`, a datagram as the guest sent it."""
-        if len(quoted) >= ipv4.HEADER.size and self.icmp.may_send_error(None, self.now()):
-            self._send_icmp_error(quoted, kind, code)
-
-    def _send_icmp_error(self, quoted: bytes, kind: int, code: int) -> None:
-        source = quoted[16:20] if code == icmp.PORT_UNREACHABLE or quoted[16:20] in self._ours else None
-        message = icmp.encode_error(kind, code, quoted)
-        self.send_ip(source or self.plan.gateway_ip.packed, quoted[12:16], ipv4.ICMP, message, self.guest_mac())
-
-    def guest_mac(self) -> bytes:
-        return self.mac
 
     # Services
 

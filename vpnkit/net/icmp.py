@@ -26,28 +26,6 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS: Final = 60.0  # RFC 5508 REQ-2
 MAX_SESSIONS: Final = 256  # of one guest; the longest idle one makes place
 RECEIVE_BUDGET: Final = 64
-ERRORS_PER_SECOND: Final = 1000  # RFC 1812 section 4.3.2.8; as gVisor
-ERROR_BURST: Final = 50
-
-
-class RateLimit:
-    """A token bucket."""
-
-    __slots__ = ("_burst", "_rate", "_then", "_tokens")
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._tokens = float(burst)
-        self._then = 0.0
-
-    def allows(self, now: float) -> bool:
-        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._rate)
-        self._then = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class PingSession:
@@ -137,7 +115,7 @@ class PingSession:
             return
         reply = icmp.encode(icmp.ECHO_REPLY, 0, self.identifier, sequence, data[8:])
         self.bytes_to_guest += len(data) - icmp.HEADER.size
-        self._table.guest.send_ip(self.destination, self.source, ipv4.ICMP, reply, self.mac)
+        self._table.guest.out.ip(self.destination, self.source, ipv4.ICMP, reply, self.mac)
 
     def on_failure(self, error: BaseException) -> None:
         log.error("flow %d icmp: internal error", self.number, exc_info=error)
@@ -163,7 +141,6 @@ class IcmpTable:
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
         self.sessions: OrderedDict[bytes, PingSession] = OrderedDict()
-        self._errors = RateLimit(ERRORS_PER_SECOND, ERROR_BURST)
 
     def message(self, packet: Ipv4Packet, source_mac: bytes, now: float) -> None:
         """One ICMP message of the guest.  Raises WireError."""
@@ -180,11 +157,11 @@ class IcmpTable:
             message = packet.payload
             _, _, identifier, sequence = icmp.decode_echo(message)
             reply = icmp.encode(icmp.ECHO_REPLY, 0, identifier, sequence, bytes(message[8:]))
-            self.guest.send_ip(packet.destination, packet.source, ipv4.ICMP, reply, source_mac)
+            self.guest.out.ip(packet.destination, packet.source, ipv4.ICMP, reply, source_mac)
         elif isinstance(aim, Host):
             self._ping(packet, identifier, aim.address, source_mac, now)
         elif aim is Refuse.PROHIBITED:
-            self.guest.send_icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
+            self.guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
         else:
             self.guest.count("icmp_bad_destination")
 
@@ -215,7 +192,7 @@ class IcmpTable:
         if session is None:
             session = self._open(packet, identifier, mac)
             if session is None:
-                guest.send_icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
+                guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
                 return
         session.active_at = now
         self.sessions.move_to_end(key)
@@ -226,7 +203,7 @@ class IcmpTable:
         except OSError as error:
             guest.count("icmp_send_failed")
             code = icmp.NET_UNREACHABLE if error.errno == 101 else icmp.HOST_UNREACHABLE
-            guest.send_icmp_error(packet, icmp.DEST_UNREACHABLE, code)
+            guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, code)
 
     def _open(self, packet: Ipv4Packet, identifier: int, mac: bytes) -> PingSession | None:
         guest = self.guest
@@ -250,21 +227,6 @@ class IcmpTable:
     def remove(self, session: PingSession) -> None:
         self.sessions.pop(session.key, None)
         session.close()
-
-    def may_send_error(self, about: Ipv4Packet | None, now: float) -> bool:
-        """Whether an error about `about` may be sent (RFC 1122 section 3.2.2), and the rate allows it."""
-        if about is not None:
-            if about.flags_offset & ipv4.OFFSET_MASK:
-                return False
-            first = about.destination[0]
-            if first >= 224 or about.source[0] in (0, 127) or about.source[0] >= 224:
-                return False
-            if about.protocol == ipv4.ICMP and (len(about.payload) < 1 or about.payload[0] in icmp.ERRORS):
-                return False
-        if self._errors.allows(now):
-            return True
-        self.guest.count("icmp_rate_limited")
-        return False
 
     def close(self) -> None:
         for session in list(self.sessions.values()):

@@ -128,7 +128,7 @@ class TcpTable:
             return False  # two ends that answer an ACK by an ACK never stop
         template = self._template(key, source_mac)
         frame = template.with_options(our_next, their_next, ACK, 0, b"")
-        self._guest.send_frame((frame,))
+        self._guest.out.frame((frame,))
         return False
 
     def _reset(self, key: bytes, segment: Segment, source_mac: bytes) -> None:
@@ -141,7 +141,7 @@ class TcpTable:
         else:
             length = len(segment.payload) + (segment.flags & FIN) + (segment.flags & SYN != 0)
             frame = template.with_options(0, (segment.sequence + length) & MASK, RST | ACK, 0, b"")
-        self._guest.send_frame((frame,))
+        self._guest.out.frame((frame,))
 
     def _template(self, key: bytes, guest_mac: bytes) -> FrameTemplate:
         ports = key[10:12] + key[8:10]
@@ -166,7 +166,7 @@ class TcpTable:
             guest.count("tcp_bad_destination")
             return
         if aim is Refuse.PROHIBITED:
-            guest.send_icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
+            guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
             return
         if not isinstance(aim, Host) and aim is not Service.DNS:
             self._reset(key, segment, source_mac)
@@ -225,7 +225,7 @@ class TcpTable:
         segment = connection.next_segment()
         if segment is not None:
             acknowledgement, window = connection.acknowledgement_fields(segment.flags)
-            self._guest.send_frame(
+            self._guest.out.frame(
                 (template.with_options(segment.sequence, acknowledgement, segment.flags, window, b""),)
             )
 
@@ -260,7 +260,7 @@ class TcpTable:
         guest.count(f"tcp_connect_{what.name.lower()}")
         code = _ICMP_CODE.get(what)
         if code is not None:
-            guest.send_icmp_quote(quoted, icmp.DEST_UNREACHABLE, code)
+            guest.out.icmp_quote(quoted, icmp.DEST_UNREACHABLE, code)
         reset = what is Failure.REFUSED or what is Failure.EXHAUSTED
         connection.abort(f"connect: {errno.errorcode.get(number, number)}", reset=reset)
         guest.touch(flow)

@@ -106,9 +106,9 @@ class UdpTable:
         elif aim is Service.DHCP:
             guest.dhcp(packet.source, source_mac, payload)
         elif aim is Refuse.CLOSED:
-            guest.send_icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PORT_UNREACHABLE)
+            guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PORT_UNREACHABLE)
         elif aim is Refuse.PROHIBITED:
-            guest.send_icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
+            guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
         else:
             guest.count("udp_bad_destination")
 
@@ -116,7 +116,7 @@ class UdpTable:
         guest = self.guest
         if len(self.mappings) >= MAX_MAPPINGS or not guest.admit():
             if not self.mappings:
-                guest.send_icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
+                guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
                 return None
             guest.count("udp_evicted")
             self.remove(next(iter(self.mappings.values())))
@@ -124,7 +124,7 @@ class UdpTable:
             made = guest.host.udp_socket(gro=self.gro)
         except OSError:
             guest.count("udp_socket_failed")
-            guest.send_icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)  # RFC 5508 REQ-8
+            guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)  # RFC 5508 REQ-8
             return None
         mapping = UdpMapping(self, guest.next_number(), packet.source, port, mac, made)
         self.mappings[key] = mapping

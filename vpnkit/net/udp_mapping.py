@@ -300,7 +300,7 @@ class UdpMapping:
         """An ICMP error about a datagram that the guest sent to `destination` (address and port)."""
         header = udp.HEADER.pack(self.port, int.from_bytes(destination[4:], "big"), udp.HEADER.size + length, 0)
         quoted = ipv4.encode_header(self.address, destination[:4], ipv4.UDP, udp.HEADER.size + length)
-        self._table.guest.send_icmp_quote(bytes(quoted) + header + data, icmp.DEST_UNREACHABLE, code)
+        self._table.guest.out.icmp_quote(bytes(quoted) + header + data, icmp.DEST_UNREACHABLE, code)
 
     # Time
 
