@@ -23,7 +23,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.tapdev.guests import NOBODY, as_user, environment, eventually
 
@@ -194,12 +194,10 @@ class Guest:
         user: str = "root",
         *options: str,
         script: str = "exec cat",
-        runtime: Directory | None = None,
         **settings: str,
     ) -> None:
         self.user = user
-        self._own = None if runtime else Directory(user)
-        self.directory = runtime or self._own  # the place of the control socket
+        self.directory = Directory(user)  # the place of the control socket
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         argv = vpnkit_run(user, *options, "--", "sh", "-c", f"echo ready; {script}")
         with host.entered():
@@ -285,9 +283,8 @@ class Guest:
         self._errors.close()
         if self.namespace is not None:
             self.namespace.close()
-        if self._own is not None:
-            with self._own:
-                pass
+        with self.directory:
+            pass
 
     def close(self) -> None:
         """End it in the ordinary way, and look whether it was well all the time."""
@@ -310,8 +307,8 @@ class Guest:
 
 
 @contextmanager
-def running(host: Namespace, user: str = "root", *options: str, **more: Any) -> Iterator[Guest]:
-    guest = Guest(host, user, *options, **more)
+def running(host: Namespace, user: str = "root", *options: str) -> Iterator[Guest]:
+    guest = Guest(host, user, *options)
     try:
         yield guest
     except BaseException:

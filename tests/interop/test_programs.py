@@ -345,7 +345,7 @@ def test_systemd_networkd(run, user):
             "ip address flush dev tap0;"
             f"SYSTEMD_LOG_LEVEL=debug {NETWORKD} 2>&1 & networkd=$!;"
             "for i in $(seq 200); do ip route show default | grep -q 192.168.65.1 && break; sleep 0.05; done;"
-            f"kill $networkd; {CHECK}"
+            f"{CHECK}; kill $networkd"  # it gives the address back
         )
     )
     assert done.returncode == 0, done.stdout + done.stderr
