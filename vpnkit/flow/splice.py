@@ -233,6 +233,9 @@ class SpliceFlow(TcpFlow):
                 self._host_finished = True
                 connection.finish()
                 return
+            if self._hangup and len(data) < limit:
+                sender.write(data)  # the end is likely next, and its FIN travels with the data
+                continue
             if sender.may_stream and len(data) <= sender.window - sender.in_flight:
                 self._stream(data, now)
             else:
@@ -245,9 +248,8 @@ class SpliceFlow(TcpFlow):
             else:
                 if self._read_size > READ_SIZE:
                     self._read_size //= 2
-                if not self._hangup:
-                    self._readable = False  # the kernel had no more; an edge tells when it has
-                    break
+                self._readable = False  # the kernel had no more; an edge tells when it has
+                break
         else:
             self.guest.touch(self)
         self.active_at = now
