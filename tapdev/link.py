@@ -68,9 +68,21 @@ class Link(Protocol):
     statistics: LinkStatistics
 
     # Of the frame that `receive` returned last:
-    gso_type: int  # Gso
-    gso_size: int  # octets of payload per segment when gso_type is not NONE
-    checksum_partial: bool  # its transport checksum covers the pseudo-header only
+
+    @property
+    def gso_type(self) -> int:
+        """A Gso."""
+        ...
+
+    @property
+    def gso_size(self) -> int:
+        """Octets of payload per segment when gso_type is not NONE."""
+        ...
+
+    @property
+    def checksum_partial(self) -> bool:
+        """Its transport checksum covers the pseudo-header only."""
+        ...
 
     def receive(self) -> memoryview | None:
         """The next frame, or None when there is none now or every slot is held.  Raises LinkClosed."""

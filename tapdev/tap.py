@@ -84,9 +84,6 @@ class TapLink:
         self._vnet_header = vnet_header
         self.capabilities = LinkCapabilities(mtu=mtu, **(_negotiate(fd, offload) if vnet_header else {}))
         self.statistics = LinkStatistics()
-        self.gso_type = 0
-        self.gso_size = 0
-        self.checksum_partial = False
         self._memory = mmap.mmap(-1, SLOTS * SLOT_SIZE)  # touched only as far as a burst holds frames
         memory = memoryview(self._memory)
         self._slots = [memory[i * SLOT_SIZE : (i + 1) * SLOT_SIZE] for i in range(SLOTS)]
@@ -114,13 +111,21 @@ class TapLink:
         statistics = self.statistics
         statistics.received_frames += 1
         statistics.received_bytes += length
-        if self._skip:
-            header = self._received
-            self.checksum_partial = header[0] & NEEDS_CSUM != 0
-            self.gso_type = gso_type = header[1] & 0x7F  # bit 7 only marks ECN
-            if gso_type:
-                self.gso_size = VNET_HEADER.unpack_from(header)[3]
         return self._slots[slot][:length]
+
+    # The header is looked at only when somebody asks: TCP never does.  Without it, it stays zero.
+
+    @property
+    def gso_type(self) -> int:
+        return self._received[1] & 0x7F  # bit 7 only marks ECN
+
+    @property
+    def gso_size(self) -> int:
+        return int(VNET_HEADER.unpack_from(self._received)[3])
+
+    @property
+    def checksum_partial(self) -> bool:
+        return self._received[0] & NEEDS_CSUM != 0
 
     def hold(self) -> None:
         self._slot += 1
