@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_FLOWS: Final = 16384  # of one guest; a SYN beyond is refused
-MAX_HELD: Final = 512  # SYNs whose host has not answered
+MAX_HELD: Final = 512  # SYNs whose host has not answered; the oldest makes place
 MAX_HELD_PER_DESTINATION: Final = 64
 TIME_WAIT_SECONDS: Final = 60.0
 MAX_TIME_WAIT: Final = 16384  # oldest first
@@ -200,9 +200,11 @@ class TcpTable:
     ) -> None:
         guest = self._guest
         destination = key[4:8] + key[10:12]
-        if len(self._held) >= MAX_HELD or self._held_to.get(destination, 0) >= MAX_HELD_PER_DESTINATION:
+        if self._held_to.get(destination, 0) >= MAX_HELD_PER_DESTINATION:
             guest.count("tcp_held_limit")  # dropped: the guest asks again
             return
+        if len(self._held) >= MAX_HELD:
+            self._drop_oldest_held()
         try:
             made = guest.host.tcp_socket()
         except OSError:
@@ -220,6 +222,13 @@ class TcpTable:
             flow.wait_for_host(self._host_answered)
         else:
             self._answer(flow, number, bytes(packet.header) + bytes(packet.payload))
+
+    def _drop_oldest_held(self) -> None:
+        """So that black holes, which take minutes, do not keep the guest from everybody else."""
+        self._guest.count("tcp_held_evicted")
+        flow = self.flows[next(iter(self._held))]
+        flow.connection.abort("made place for a newer SYN", reset=False)
+        self.forget(flow, self._guest.now())
 
     def _send_reset(self, connection: TcpConnection, template: FrameTemplate) -> None:
         segment = connection.next_segment()
@@ -298,8 +307,9 @@ class TcpTable:
 
     def forget(self, flow: TcpFlow, now: float) -> None:
         """`flow` is over: release what it holds, keep what TIME-WAIT needs."""
-        if self.flows.pop(flow.key, None) is None:
-            return
+        if self.flows.get(flow.key) is not flow:
+            return  # forgotten before; another one may have its ports now
+        del self.flows[flow.key]
         self._release_held(flow.key)
         flow.release()
         connection = flow.connection

@@ -241,6 +241,33 @@ class TestOpening:
             assert w.guest.counters["tcp_held_limit"] == 1
             assert w.guest.counters["tcp_limit"] == 1
 
+    async def test_the_oldest_held_makes_place(self, monkeypatch: pytest.MonkeyPatch):
+        from vpnkit.net import tcp
+
+        monkeypatch.setattr(tcp, "MAX_HELD", 2)
+        async with world() as w:
+            w.guest.host = fake = FakeHost(errno.EINPROGRESS)
+            for port in (80, 81, 82):
+                w.scripted.call(port, "9.9.9.9")
+            await trio.sleep(0.03)
+            assert [int.from_bytes(key[10:12], "big") for key in w.guest.tcp.flows] == [81, 82]
+            assert fake.made[0].fileno() == -1
+            assert w.guest.counters["tcp_held_evicted"] == 1
+
+    async def test_a_flow_is_forgotten_once(self):
+        """The next one with its ports is another flow."""
+        async with world() as w:
+            w.guest.host = FakeHost(errno.EINPROGRESS)
+            w.scripted.call(80, "9.9.9.9", 1000)
+            await trio.sleep(0.02)
+            (first,) = w.guest.tcp.flows.values()
+            w.scripted.call(80, "9.9.9.9", 1000)
+            await trio.sleep(0.02)
+            (second,) = w.guest.tcp.flows.values()
+            assert second is not first
+            w.guest.tcp.forget(first, w.guest.now())
+            assert list(w.guest.tcp.flows.values()) == [second]
+
     async def test_asked_anew_while_held(self):
         """The guest rebooted: the same port, another sequence."""
         async with world() as w:
