@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Test modules share helpers as `tests.room.module`, also under a plain `pytest` that did not install anything.
 ROOT = str(Path(__file__).parent.parent)
@@ -16,6 +17,11 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 NO_SKIPS = os.environ.get("VPNKIT_NO_SKIPS", "") not in ("", "0")
+
+# A busy machine is no failure, and CI tries the same examples every time; everyday runs try new ones.
+settings.register_profile("everyday", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if NO_SKIPS else "everyday")
 
 
 def missing(item: pytest.Item) -> str | None:

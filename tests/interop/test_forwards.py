@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -158,6 +159,14 @@ def test_any_free_port(lab):
             client.sendall(b"x")
             assert client.recv(1) == b"x"
     assert listeners(lab.host) == before
+
+
+def test_the_port_that_the_system_chose_is_told():
+    argv = [sys.executable, "-m", "vpnkit", "run", "-p", "127.0.0.1:0:8000", "-p", "127.0.0.1:0:8001", "--", "true"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
+    told = re.findall(r"^vpnkit run: 127.0.0.1:0:(\d+)\S* is 127.0.0.1:(\d+):(\d+)", done.stderr, re.MULTILINE)
+    assert [(asked, guest) for asked, _, guest in told] == [("8000", "8000"), ("8001", "8001")]
+    assert all(int(chosen) > 0 for _, chosen, _ in told)
 
 
 def test_forward_works_before_the_command_runs(lab):

@@ -17,6 +17,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from portfwd.spec import parse
 from tapdev.netns import GuestConfig, NamespaceError, spawn
 from tapdev.signals import SignalDescriptor
 from vpnkit.net.plan import guest_mac
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     import trio
 
+    from portfwd.table import Forward
     from tapdev.netns import NamespaceGuest
     from vpnkit.control.api import Reporter
     from vpnkit.net.network import NetworkOptions
@@ -123,8 +125,9 @@ def _serve(
                     link = TapLink(fd, mtu=plan.mtu, vnet_header=vnet_header, offload=offload)
                     closing.callback(link.close)
                     await nursery.start(network.serve_guest, link, guest_mac(1), plan.guest_ip)
-                    for forward in forwards:
-                        await network.expose(forward)
+                    for text in forwards:
+                        for forward in await network.expose(text):
+                            _say_chosen_port(text, forward)
                     path = await _start_control(nursery, NetworkReporter(network), control)
                     guest.remove_when_killed(str(path))
                     await guest.wait_configured()
@@ -154,6 +157,11 @@ async def _start_control(nursery: trio.Nursery, reporter: Reporter, control: Pat
             control = socket_path(f"run-{os.getpid()}")
     await nursery.start(serve_control, control, reporter)
     return control
+
+
+def _say_chosen_port(text: str, forward: Forward) -> None:
+    if any(spec.host_port == 0 for spec in parse(text)):
+        print(f"vpnkit run: {text} is {forward.spec}", file=sys.stderr)
 
 
 def _raise_descriptor_limit() -> None:

@@ -62,6 +62,7 @@ if __name__ == NAME:
         async def expose(self, spec):
             if spec == "bad":
                 raise ConfigError("bad forward")
+            return []
 
 
 class Finder:
