@@ -226,6 +226,7 @@ class SpliceFlow(TcpFlow):
                 self._readable = False
                 return
             except OSError as error:
+                self.transmit(now)  # what came before the reset goes before it
                 self._host_failed(error)
                 return
             if not data:
