@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
 DISABLED: Final = "none"
+MAX_MTU: Final = 65520
 DOMAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
 
@@ -33,6 +34,7 @@ class NetSettings:
     verify_checksums: bool = False
     dns: tuple[tuple[str, int], ...] = ()  # servers to forward queries to; empty: the host's own
     max_connections: int | None = None  # None: as many as the descriptor limit allows
+    isolate: bool = False  # guests may not speak to each other
     name: str = "default"
     control: Path | None = None  # None: where `name` puts it
     log_level: str = "warning"
@@ -110,10 +112,8 @@ OPTIONS: Final = (
     click.option(
         "--mtu",
         metavar="N",
-        type=click.IntRange(576, 65520),
-        default=65520,
-        show_default=True,
-        help="Octets of the largest packet.",
+        type=click.IntRange(576, MAX_MTU),
+        help="Octets of the largest packet.  [default: what the link can carry, 65520 or 1500]",
     ),
     click.option("--no-offload", is_flag=True, help="Do without checksum and segmentation offload."),
     click.option("--verify-checksums", is_flag=True, help="Verify checksums also where the link cannot corrupt."),
@@ -142,6 +142,7 @@ OPTIONS: Final = (
         type=click.IntRange(min=1),
         help="Host sockets at once.  [default: as the descriptor limit allows]",
     ),
+    click.option("--isolate", is_flag=True, help="Guests may not speak to each other."),
     click.option("--name", metavar="NAME", default="default", show_default=True, help="The name of this instance."),
     click.option(
         "--control",
@@ -163,7 +164,10 @@ def network_options(command: Command) -> Command:
 
 
 def plan_from(options: Mapping[str, Any]) -> Plan:
-    """The addresses and names.  Raises ConfigError when they do not fit together."""
+    """The addresses and names.  Raises ConfigError when they do not fit together.
+
+    Without --mtu its mtu is MAX_MTU, for links that have none of their own.
+    """
     host = options["host_ip"]
     return Plan(
         subnet=options["subnet"],
@@ -171,7 +175,7 @@ def plan_from(options: Mapping[str, Any]) -> Plan:
         host=None if host == DISABLED else host,
         host_loopback=host != DISABLED and not options["no_host_loopback"],
         guest=options["guest_ip"],
-        mtu=options["mtu"],
+        mtu=options["mtu"] or MAX_MTU,
         domain=options["domain"] or "",
         search=tuple(options["search"]),
         host_names=(*HOST_NAMES, *options["host_name"]),
@@ -185,6 +189,7 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         verify_checksums=options["verify_checksums"],
         dns=tuple(options["dns"]),
         max_connections=options["max_connections"],
+        isolate=options["isolate"],
         name=check_name(options["name"]),
         control=options["control"],
         log_level=options["log_level"],

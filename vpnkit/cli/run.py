@@ -11,7 +11,6 @@ from then on.  What another process sends us we pass on.  Before the command run
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from portfwd.spec import parse
 from tapdev.netns import GuestConfig, NamespaceError, spawn
 from tapdev.signals import SignalDescriptor
+from vpnkit.cli.limits import raise_descriptor_limit
 from vpnkit.net.plan import guest_mac
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run(
         return _fail(error)
     signals = SignalDescriptor(FORWARDED)
     try:
-        _raise_descriptor_limit()
+        raise_descriptor_limit()  # the command was forked already and keeps its own
         return _serve(guest, signals, plan, forwards, options, offload, control)
     except NamespaceError as error:
         return _fail(error)
@@ -162,16 +162,6 @@ async def _start_control(nursery: trio.Nursery, reporter: Reporter, control: Pat
 def _say_chosen_port(text: str, forward: Forward) -> None:
     if any(spec.host_port == 0 for spec in parse(text)):
         print(f"vpnkit run: {text} is {forward.spec}", file=sys.stderr)
-
-
-def _raise_descriptor_limit() -> None:
-    """Every connection of the guest is a socket of ours.  The command was forked already and keeps its own limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            pass  # macOS: no more than kern.maxfilesperproc, whatever the hard limit says
 
 
 def _own_terminal() -> int | None:
