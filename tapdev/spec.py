@@ -91,14 +91,15 @@ class LinkSpec:
 
     text: str = field(compare=False)  # as it was typed
     kind: Kind
-    device: str | None = None  # the name of the TAP device
-    netns: str | None = None  # where the TAP device is: a path, or a name without a slash as of `ip netns`
-    path: str | None = None  # of a socket of ours, of QEMU's where we connect; of vsock kinds, what a port is added to
+    path: str | None = (
+        None  # of a socket: ours, or QEMU's where we connect; what a vsock port is added to; a TAP's name
+    )
     remote: str | None = None  # path of the other end's datagram socket
     host: str | None = None  # name or address, without brackets
     port: int | None = None  # TCP or vsock
     cid: int | None = None
     fd: int | None = None
+    netns: str | None = None  # where the TAP device is: a path, or a name without a slash as of `ip netns`
 
     def __str__(self) -> str:
         if self.fd is not None:
@@ -106,7 +107,7 @@ class LinkSpec:
         if self.host is not None:
             return f"{self.kind}:{tcp_text(self.host, self.port or 0)}"
         if self.kind is Kind.TAP:
-            return f"tap:{self.device}" + (f"?netns={self.netns}" if self.netns is not None else "")
+            return f"tap:{self.path}" + (f"?netns={self.netns}" if self.netns is not None else "")
         if self.kind is Kind.DGRAM:
             return f"dgram:{self.path}" + (f",{self.remote}" if self.remote is not None else "")
         parts = [self.kind, self.path, self.cid, self.port]
@@ -229,11 +230,11 @@ def _tap(text: str) -> dict[str, Any]:
     if not DEVICE.fullmatch(device) or device in (".", "..") or len(os.fsencode(device)) > MAX_NAME:
         raise LinkSpecError(f"{device!r} is not a device name (1 to {MAX_NAME} octets, no space, '/', ':' or '%')")
     if not question:
-        return {"device": device}
+        return {"path": device}
     key, _, netns = options.partition("=")
     if key != "netns" or not netns:
         raise LinkSpecError(f"{options!r} is not an option of tap; netns=PATH is")
-    return {"device": device, "netns": netns}
+    return {"path": device, "netns": netns}
 
 
 def _stdio(text: str) -> dict[str, Any]:

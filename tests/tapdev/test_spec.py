@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tapdev.spec import DEFAULT_MTU, EXAMPLES, FORMS, Kind, LinkSpec, LinkSpecError, parse, tcp_text
 
 RIGHT: list[tuple[str, Kind, dict[str, Any]]] = [
-    ("tap:tap0", Kind.TAP, {"device": "tap0"}),
-    ("tap:tap0?netns=/run/netns/vm", Kind.TAP, {"device": "tap0", "netns": "/run/netns/vm"}),
-    ("tap:vm-1.2?netns=vm?x", Kind.TAP, {"device": "vm-1.2", "netns": "vm?x"}),
+    ("tap:tap0", Kind.TAP, {"path": "tap0"}),
+    ("tap:tap0?netns=/run/netns/vm", Kind.TAP, {"path": "tap0", "netns": "/run/netns/vm"}),
+    ("tap:vm-1.2?netns=vm?x", Kind.TAP, {"path": "vm-1.2", "netns": "vm?x"}),
     ("fd:3", Kind.FD, {"fd": 3}),
     ("qemu:/run/vm.sock", Kind.QEMU, {"path": "/run/vm.sock"}),
     ("qemu:vm:1.sock", Kind.QEMU, {"path": "vm:1.sock"}),
