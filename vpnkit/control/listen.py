@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import logging
-import os
 import socket
-import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from vpnkit.control.paths import (
-    ControlError,
-    check_length,
-    check_private,
-    make_runtime_directory,
-    peer_credentials,
-    runtime_directory,
-    served_by,
-)
+from tapdev import unix_path
+from vpnkit.control.paths import ControlError, check_length, make_runtime_directory, runtime_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-log = logging.getLogger(__name__)
 
 BACKLOG: Final = 32
 ATTEMPTS: Final = 10  # to find the directory that we made
@@ -41,31 +28,32 @@ def listening(path: Path) -> Iterator[trio.SocketListener]:
     socket at all.
     """
     check_length(path)
-    for attempt in range(ATTEMPTS):
-        _make_directory(path.parent)
-        try:
-            with _locked(path.parent):
-                _remove_stale(path)
-                listener = _bind(path)
-                ours = os.lstat(path)
-            break
-        except OSError as error:
-            # Another instance that ended just now took its empty directory with it.
-            if error.errno != errno.ENOENT or attempt + 1 == ATTEMPTS:
-                raise ControlError(f"cannot listen on control socket {path}: {error.strerror}") from error
+    server, owned = _claim(path)
     try:
-        yield listener
+        yield trio.SocketListener(trio.socket.from_stdlib_socket(server))
     finally:
-        _unlink_if_same(path, ours)  # first: while we listen, nobody else can have our inode
-        listener.socket.close()
+        owned.unlink()
+        server.close()
         if path.parent == runtime_directory():
             _remove_if_empty(path.parent)
 
 
 def permitted(stream: trio.SocketStream) -> bool:
     """Whether the process at the other end is our own user's or root's.  True where the system does not tell."""
-    credentials = peer_credentials(stream.socket)
-    return credentials is None or credentials[1] in (0, os.geteuid())
+    return unix_path.permitted(stream.socket)
+
+
+def _claim(path: Path) -> tuple[socket.socket, unix_path.OwnedPath]:
+    attempts = 0
+    while True:
+        _make_directory(path.parent)
+        attempts += 1
+        try:
+            return unix_path.claim(path, socket.SOCK_STREAM, backlog=BACKLOG)
+        except unix_path.PathError as error:
+            # Another instance that ended just now took its empty directory with it.
+            if error.errno != errno.ENOENT or attempts == ATTEMPTS:
+                raise ControlError(f"control socket {error}; choose another --name or --control") from error
 
 
 def _make_directory(directory: Path) -> None:
@@ -78,67 +66,8 @@ def _make_directory(directory: Path) -> None:
         raise ControlError(f"cannot make {directory}: {error.strerror}") from error
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Nobody else of us examines or replaces a socket of `directory` meanwhile.
-
-    A lock on a directory that others may open is theirs to hold for ever, so there we go without.
-    """
-    try:
-        check_private(directory)
-    except ControlError:
-        yield
-        return
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(status.st_mode):
-        raise ControlError(f"{path} exists and is not a socket; remove it, or choose another path with --control")
-    owner = served_by(path)
-    if owner:
-        raise ControlError(f"control socket {path} is already served by {owner}; choose another --name or --control")
-    log.info("replacing control socket %s of a process that is gone", path)
-    _unlink_if_same(path, status)
-
-
-def _bind(path: Path) -> trio.SocketListener:
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        umask = os.umask(0o177)  # the mode must be right from the first moment, not after a chmod
-        try:
-            server.bind(os.fspath(path))
-        finally:
-            os.umask(umask)
-        server.listen(BACKLOG)
-        return trio.SocketListener(trio.socket.from_stdlib_socket(server))
-    except BaseException:
-        server.close()
-        raise
-
-
 def _remove_if_empty(directory: Path) -> None:
     try:
         directory.rmdir()
     except OSError:
         pass  # somebody else's socket is there
-
-
-def _unlink_if_same(path: Path, ours: os.stat_result) -> None:
-    try:
-        now = os.lstat(path)
-        if (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino):
-            os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        log.warning("cannot remove %s: %s", path, error.strerror)

@@ -7,25 +7,21 @@ it is a real directory of our own that nobody else may enter.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import socket
 import stat
-import struct
-import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from tapdev import unix_path
+from tapdev.unix_path import MAX_PATH as MAX_PATH
+from tapdev.unix_path import connected as connected
+from tapdev.unix_path import served_by as served_by
 from vpnkit.errors import ConfigError, VpnkitError
-
-if TYPE_CHECKING:
-    import trio
 
 SUFFIX: Final = ".sock"
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-MAX_PATH: Final = 107 if sys.platform == "linux" else 103  # octets of sun_path without the final NUL
 
 
 class ControlError(VpnkitError):
@@ -41,9 +37,10 @@ def check_name(name: str) -> str:
 
 def check_length(path: Path) -> None:
     """Raises ConfigError when no socket can have this path."""
-    length = len(os.fsencode(path))
-    if length > MAX_PATH:
-        raise ConfigError(f"socket path {path} has {length} octets, at most {MAX_PATH} fit; choose a shorter one")
+    try:
+        unix_path.check_length(path)
+    except unix_path.PathError as error:
+        raise ConfigError(str(error)) from None
 
 
 def runtime_directory() -> Path:
@@ -99,38 +96,3 @@ def instances() -> list[str]:
         return [name.removesuffix(SUFFIX) for name in names if served_by(directory / name)]
     except (OSError, ControlError):
         return []
-
-
-def served_by(path: Path) -> str | None:
-    """Who listens on the unix socket `path`, in words; None when nobody does.  Raises OSError."""
-    try:
-        with connected(path) as connection:
-            credentials = peer_credentials(connection)
-    except OSError as error:
-        if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
-            return None
-        if error.errno in (errno.EAGAIN, errno.EPROTOTYPE):  # a full backlog, a socket of another type: alive
-            return "another process"
-        raise
-    return f"process {credentials[0]}" if credentials else "another process"
-
-
-def connected(path: Path, timeout: float = 0.0) -> socket.socket:
-    """A stream socket connected to `path`; non-blocking unless there is a timeout.  Raises OSError."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(timeout)
-        connection.connect(os.fspath(path))
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def peer_credentials(connection: socket.socket | trio.socket.SocketType) -> tuple[int, int] | None:
-    """(pid, uid) of the process at the other end, or None where the system does not tell."""
-    if sys.platform != "linux":
-        return None
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
-    pid, uid, _gid = struct.unpack("iII", credentials)
-    return pid, uid
