@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping
+    from collections.abc import Container, Iterable, MutableMapping
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +59,16 @@ def inherited_sockets(environ: MutableMapping[str, str]) -> list[InheritedSocket
     return found
 
 
-def adopt(sockets: Iterable[InheritedSocket], paths: Iterable[str]) -> dict[str, int]:
-    """path -> descriptor for those of `paths` that came with a socket.  Other sockets are closed, with a warning."""
+def adopt(sockets: Iterable[InheritedSocket], paths: Iterable[str], numbers: Container[int] = ()) -> dict[str, int]:
+    """path -> descriptor for those of `paths` that came with a socket.
+
+    Those whose number is in `numbers` are for whoever asked for the number.  The rest are closed, with a warning.
+    """
     wanted = {os.path.realpath(path): path for path in paths}
     adopted: dict[str, int] = {}
     for inherited in sockets:
+        if inherited.fd in numbers:
+            continue
         path = wanted.get(os.path.realpath(inherited.address)) if inherited.address else None
         if path is None:
             log.warning("socket activation: %s, is not on the command line; closed", inherited)
