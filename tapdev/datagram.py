@@ -215,7 +215,7 @@ class PeerLink(PacketLink):
             except BlockingIOError:
                 return None
             except OSError as error:
-                raise self._end(error.strerror) from error
+                raise self._end(error.strerror or str(error)) from error
             if sender != self._name and not self._is_peer(slot[:length], sender):
                 self.statistics.errors += 1
             elif ETHERNET_HEADER <= length <= MAX_FRAME:

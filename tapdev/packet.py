@@ -107,7 +107,7 @@ class PacketLink:
             except BlockingIOError:
                 return None
             except OSError as error:
-                raise self._end(error.strerror) from error
+                raise self._end(error.strerror or str(error)) from error
             if ETHERNET_HEADER <= length <= MAX_FRAME:
                 statistics = self.statistics
                 statistics.received_frames += 1
@@ -153,7 +153,7 @@ class PacketLink:
             if not self._backoff.refused():
                 return False
         elif error.errno not in LOST:
-            raise self._end(error.strerror) from error
+            raise self._end(error.strerror or str(error)) from error
         self.statistics.dropped_frames += 1
         return True
 
@@ -182,7 +182,7 @@ class PacketLink:
     def close(self) -> None:
         self._end("this end was closed")
 
-    def _end(self, reason: str | None) -> LinkClosed:
+    def _end(self, reason: str) -> LinkClosed:
         """Close for `reason`, unless it is closed; returns what to raise.
 
         Not only the task that noticed must know: no packet tells the others that a datagram peer is gone.
