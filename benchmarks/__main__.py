@@ -10,14 +10,18 @@ import sys
 from pathlib import Path
 
 from . import plot, processes, report, world
-from .contenders import CONTENDERS, Contender
+from .contenders import Contender, Loopback, Pasta, Slirp4netns, Vpnkit
 from .machine import describe
 from .measure import measure
 from .more_rows import all_rows
 from .results import Results, load, save
 from .rows import Bench, Row
+from .stream_contenders import PasstStream, VpnkitStream
 
 NAME = "benchmarks"
+CONTENDERS: dict[str, type[Contender]] = {
+    one.name: one for one in (Loopback, Slirp4netns, Pasta, Vpnkit, PasstStream, VpnkitStream)
+}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The promises of issue 2, and whether a run keeps them."""
+"""What the project promised, and whether a run keeps it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Bar:
     """Whose median the limit multiplies; None: the limit stands alone, in the metric's unit."""
     at_most: bool = False
     unit: str = ""
+    us: str = US
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ def _bulk(work: str, row: str, **factors: float) -> list[Bar]:
     return [Bar(work, row, "rate", factor, peer) for peer, factor in factors.items()]
 
 
+def _streamed(work: str, row: str) -> list[Bar]:
+    return [
+        Bar(work, row, "rate", factor, peer, us="vpnkit-stream")
+        for peer, factor in (("slirp4netns", 1.0), ("passt-stream", 0.4))
+    ]
+
+
 BARS = [
     *_bulk("bulk, guest to host, MTU 1500", "bulk-up-1500-offload-1", loopback=0.38, slirp4netns=8),
     *_bulk("bulk, host to guest, MTU 1500", "bulk-down-1500-offload-1", loopback=0.5, slirp4netns=4),
@@ -46,6 +54,8 @@ BARS = [
     *_bulk("bulk, host to guest, MTU 65520", "bulk-down-65520-offload-1", loopback=0.42, slirp4netns=2, pasta=1.0),
     *_bulk("bulk, guest to host, MTU 1500, no offload", "bulk-up-1500-plain-1", slirp4netns=1.0),
     *_bulk("bulk, host to guest, MTU 1500, no offload", "bulk-down-1500-plain-1", slirp4netns=0.35),
+    *_streamed("bulk over QEMU's framing, guest to host, MTU 65520", "stream-up-65520"),
+    *_streamed("bulk over QEMU's framing, host to guest, MTU 65520", "stream-down-65520"),
     Bar("CPU, guest to host, MTU 1500", "bulk-up-1500-offload-1", "cpu", 0.5, at_most=True, unit="s/GiB"),
     Bar("CPU, host to guest, MTU 1500", "bulk-down-1500-offload-1", "cpu", 0.5, at_most=True, unit="s/GiB"),
     Bar("CPU, guest to host, MTU 65520", "bulk-up-65520-offload-1", "cpu", 0.5, at_most=True, unit="s/GiB"),
@@ -72,11 +82,11 @@ def judge(results: Results) -> list[Verdict]:
 def _judge(results: Results, bar: Bar) -> Verdict:
     if bar.peer:
         asked = f"at least {bar.limit:g} x {bar.peer}"
-        value = results.ratio(bar.row, bar.metric, US, bar.peer)
+        value = results.ratio(bar.row, bar.metric, bar.us, bar.peer)
         shown = f"{value:.2f} x" if value is not None else ""
     else:
         asked = f"{'at most' if bar.at_most else 'at least'} {bar.limit:g} {bar.unit}"
-        value = results.median(bar.row, bar.metric, US)
+        value = results.median(bar.row, bar.metric, bar.us)
         shown = f"{value:.3g} {bar.unit}" if value is not None else ""
     flows = results.settings.get("flows", BIG_FLOWS)
     if bar.row == "flows" and flows != BIG_FLOWS and value is not None:
@@ -84,8 +94,8 @@ def _judge(results: Results, bar: Bar) -> Verdict:
     met = None if value is None else value <= bar.limit if bar.at_most else value >= bar.limit
     # A failed round is not kept out of the verdict by the rounds that worked.
     row = results.row(bar.row)
-    errors = row.errors(US) if row else []
+    errors = row.errors(bar.us) if row else []
     if errors:
         met = False
-        shown = f"{shown} ({len(errors)} of {len(row.samples[US]) if row else 0} rounds failed)".strip()
+        shown = f"{shown} ({len(errors)} of {len(row.samples[bar.us]) if row else 0} rounds failed)".strip()
     return Verdict(bar, asked, shown or "not measured", met)

@@ -312,6 +312,3 @@ class Vpnkit(Contender):
         for forward in setup.forwards:
             argv += ["-p", f"127.0.0.1:{forward.host_port}:{forward.guest_port}"]
         return argv
-
-
-CONTENDERS: dict[str, type[Contender]] = {one.name: one for one in (Loopback, Slirp4netns, Pasta, Vpnkit)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import processes, servers
 from .processes import BenchmarkError, run, spawn, stop
 from .results import Metric
-from .rows import TRANSLATORS, Bench, Bulk, Datagrams, Queries, Requests, Row
+from .rows import TRANSLATORS, Bench, Bulk, Datagrams, Queries, Requests, Row, StreamBulk
 from .world import NEIGHBOUR
 
 if TYPE_CHECKING:
@@ -173,6 +173,8 @@ def all_rows(flows: int) -> list[Row]:
         Bulk(65520, True, 1, False, f"{large}, 1.0 x pasta"),
         Bulk(65520, True, 8, True),
         Bulk(65520, True, 8, False),
+        StreamBulk(up=True),
+        StreamBulk(up=False),
         Bulk(1500, False, 1, True, "1.0 x slirp4netns"),
         Bulk(1500, False, 1, False, "0.35 x slirp4netns"),
         Bulk(1500, False, 8, True),

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from .results import Metric, Results, RowResult
 
 BASE = "slirp4netns"
-COLOURS = {"loopback": "#9aa0a6", "slirp4netns": "#c58af9", "pasta": "#f29900", "vpnkit": "#1a73e8"}
+COLOURS = {
+    "loopback": "#9aa0a6",
+    "slirp4netns": "#c58af9",
+    "pasta": "#f29900",
+    "passt-stream": "#f29900",
+    "vpnkit": "#1a73e8",
+    "vpnkit-stream": "#1a73e8",
+}
 WIDTH, LEFT, RIGHT, TOP = 1100, 440, 60, 84
 BAR, GAP = 11, 12
 

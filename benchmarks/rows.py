@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ALL = ("loopback", "slirp4netns", "pasta", "vpnkit")
 TRANSLATORS = ALL[1:]
+STREAMED = ("slirp4netns", "passt-stream", "vpnkit-stream")
 GIB = 1 << 30
 GRACE = 15.0
 """Seconds a measuring program may take beyond the time it was asked to measure."""
@@ -111,6 +112,26 @@ class Bulk(Row):
             return {"rate": received["bytes"] * 8 / received["seconds"] / 1e9, "bytes": received["bytes"]}
 
         return costed(guest, work, "bytes", GIB)
+
+
+class StreamBulk(Row):
+    """iperf3 at the MTU of QEMU's links.  slirp4netns has its own TAP device; the others the same peer on a socket."""
+
+    setup = Setup(mtu=65520)
+    contenders = STREAMED
+    metrics = (
+        Metric("rate", "Gbit/s", True, "Bulk TCP over a unix stream"),
+        Metric("cpu", "s/GiB", False, "Bulk TCP over a unix stream", "CPU of the translator"),
+    )
+    bar = "1.0 x slirp4netns, 0.4 x passt"
+
+    def __init__(self, up: bool) -> None:
+        self.id = f"stream-{'up' if up else 'down'}-65520"
+        self.label = f"bulk over QEMU's framing, {'guest to host' if up else 'host to guest'}, MTU 65520"
+        self._bulk = Bulk(65520, True, 1, up)
+
+    def sample(self, bench: Bench, guest: Running) -> dict[str, float]:
+        return self._bulk.sample(bench, guest)
 
 
 # ---- requests -------------------------------------------------------------------------------------------------------
