@@ -42,7 +42,7 @@ VMNET: Final = Framing("vmnet", 2, "little", 65535)  # vpnkit.md 1.1
 
 BUFFER: Final = 256 * 1024  # read at most at once: 128 KiB to 1 MiB measure the same
 BATCH: Final = 64  # frames cut at a time, one burst; also bounds the time that a peer's nonsense takes
-SEND_BUFFER: Final = 1024 * 1024  # a fifth faster than Linux's 208 KiB with frames of 64 KiB; 4 MiB gains no more
+SOCKET_BUFFER: Final = 1024 * 1024  # a fifth faster than Linux's 208 KiB with frames of 64 KiB; 4 MiB gains no more
 
 # The kernel is short of memory for a moment and took nothing: the frame is lost as on a wire.
 LOST: Final = frozenset({errno.ENOBUFS, errno.ENOMEM})
@@ -310,13 +310,15 @@ class StreamLink:
 def stream_link(sock: socket.socket, framing: Framing, *, mtu: int, received: bytes = b"") -> StreamLink:
     """A connected stream socket as a link.  Takes over `sock`, unless it raises ValueError.
 
-    A unix socket gets a large buffer towards the guest: what a sender may queue is its own SO_SNDBUF there.  TCP has
-    its delay switched off and keeps its buffers, which the kernel fits to the path as long as nobody sets them.
+    A unix socket gets large buffers; what may queue is the sender's SO_SNDBUF on Linux, and the receiver's SO_RCVBUF
+    counts elsewhere.  TCP has its delay switched off and keeps its buffers, which the kernel fits to the path as long
+    as nobody sets them.
     """
     link = StreamLink(sock.fileno(), sock.fileno(), framing, mtu=mtu, received=received)
     try:
         if sock.family == socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
         elif sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from contextlib import closing, contextmanager
@@ -314,6 +315,17 @@ async def test_held_frames_stay_while_more_is_read_and_the_buffer_is_bounded():
         assert drain(link) == [frame(number, 5000) for number in range(len(views), sent)]
 
 
+async def test_a_partial_frame_at_the_end_of_the_buffer_moves_to_its_front():
+    frames = [frame(number, 60_000) for number in range(40)]
+    stream = framed(QEMU, *frames)
+    received = []
+    with link_and_peer() as (link, peer):
+        for start in range(0, len(stream), 200_000):
+            peer.sendall(stream[start : start + 200_000])
+            received += drain(link)
+    assert received == frames
+
+
 async def test_a_wait_for_a_partial_frame_is_for_the_kernel():
     with link_and_peer() as (link, peer):
         peer.sendall(framed(QEMU, frame(1))[:-1])
@@ -463,6 +475,24 @@ async def test_a_cancelled_wait_leaves_the_others_and_the_partial_frame_alone():
             nursery.start_soon(link.wait_writable)
             await wait_all_tasks_blocked()
             assert await exactly(peer, 60_004) == framed(QEMU, frame(0, 60_000))
+
+
+async def test_a_kernel_without_memory_loses_a_frame_but_never_half_of_one(monkeypatch):
+    writev = os.writev
+
+    def no_memory(fd: int, parts: object) -> int:
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    with narrow() as (link, peer):
+        monkeypatch.setattr(os, "writev", no_memory)
+        assert link.send([frame(1)])
+        assert (link.statistics.dropped_frames, link.statistics.sent_frames) == (1, 0)
+        monkeypatch.setattr(os, "writev", writev)
+        assert fill(link, 60_000) == 1
+        monkeypatch.setattr(os, "writev", no_memory)
+        assert not link.send([frame(2)])
+        monkeypatch.setattr(os, "writev", writev)
+        assert await exactly(peer, 60_004) == framed(QEMU, frame(0, 60_000))
 
 
 async def test_a_peer_that_never_reads_costs_one_frame():
