@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vpnkit.errors import WireError
-from vpnkit.wire.checksum import Buffer, checksum, ones_sum
+from vpnkit.wire.checksum import Buffer, checksum, data_sum, ones_sum
 from vpnkit.wire.ipv4 import DEFAULT_TTL, DF
 from vpnkit.wire.ipv4 import HEADER as IPV4_HEADER
 from vpnkit.wire.ipv4 import TCP as PROTOCOL
@@ -151,10 +151,7 @@ class FrameTemplate:
         As 2**16 is 1 modulo 65535, a 32-bit number weighs as much in the sum as its two halves.
         """
         length = 20 + len(payload)
-        data = int.from_bytes(payload, "big")
-        total = (
-            self._fixed_sum + length + sequence + acknowledgement + flags + window + (data << 8 if length & 1 else data)
-        )
+        total = self._fixed_sum + length + sequence + acknowledgement + flags + window + data_sum(payload)
         self._IP.pack_into(
             self.buffer, 16, length + 20, 0, DF, DEFAULT_TTL, PROTOCOL, 65535 - (self._ip_sum + length + 20) % 65535
         )
