@@ -117,7 +117,7 @@ class DatagramPort:
 
     def _meet(self, data: bytes, sender: Address | None) -> PeerLink | None:
         """The link to `sender`, whose first datagram is `data`, if it can be a peer."""
-        if not sender or not self._welcome(sender):
+        if not self._welcome(sender) or not sender:
             return None
         if self.hello and data == self.hello:
             data = b""
@@ -148,7 +148,7 @@ class DatagramPort:
         if now < self._probe_after:
             return Stranger.IGNORED
         self._probe_after = now + PROBE_INTERVAL
-        if not sender or not self._welcome(sender):
+        if not self._welcome(sender) or not sender:
             return Stranger.IGNORED
         if self.remote is not None:
             return Stranger.ALIAS
