@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
-from tapdev.tap import IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, open_tap
+from tapdev.tap import IFF_TAP, IFF_VNET_HDR, open_tap
 
 TUNGETIFF: Final = 0x800454D2  # linux/if_tun.h
 IFREQ: Final = struct.Struct("=16sH22x")
@@ -23,16 +23,18 @@ NAMED: Final = "/run/netns"  # where `ip netns add NAME` keeps them
 
 
 class NetnsError(OSError):
-    """The namespace cannot be entered; what was made of it before is not at fault."""
+    """The namespace cannot be had, as opposed to the device."""
 
 
 @dataclass(frozen=True, slots=True)
 class TunDevice:
-    """What a descriptor of the tun driver is."""
+    """What a descriptor of the tun driver is.
+
+    Whether it was made with IFF_NO_PI, as ours need, cannot be known: TUNGETIFF uses that bit for another flag.
+    """
 
     name: str
     tap: bool  # Ethernet frames; else a TUN device, of IP packets
-    packet_information: bool  # 4 octets more before each frame, which no link of ours has
     vnet_header: bool
 
 
@@ -46,9 +48,7 @@ def tun_device(fd: int) -> TunDevice | None:
         name, flags = IFREQ.unpack(fcntl.ioctl(fd, TUNGETIFF, bytes(IFREQ.size)))
     except OSError:
         return None
-    return TunDevice(
-        os.fsdecode(name.rstrip(b"\0")), bool(flags & IFF_TAP), not flags & IFF_NO_PI, bool(flags & IFF_VNET_HDR)
-    )
+    return TunDevice(os.fsdecode(name.rstrip(b"\0")), bool(flags & IFF_TAP), bool(flags & IFF_VNET_HDR))
 
 
 def netns_path(netns: str) -> str:

@@ -116,9 +116,10 @@ def served_by(path: str | os.PathLike[str]) -> str | None:
 
 def peer_credentials(connection: HasOptions) -> tuple[int, int] | None:
     """(pid, uid) of the process at the other end, or None where the system does not tell."""
-    if sys.platform != "linux":
+    option = getattr(socket, "SO_PEERCRED", None)
+    if sys.platform != "linux" or option is None:
         return None
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    credentials = connection.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("iII"))
     pid, uid, _gid = struct.unpack("iII", credentials)
     return pid, uid
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import stat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +17,6 @@ from tapdev.sources.host import Complaints, LinkError, Source
 from tapdev.sources.listening import ListeningSource
 from tapdev.sources.single import ConnectionSource
 from tapdev.sources.stdio import open_stdio
-from tapdev.sources.tap import adopt_tap_source, open_tap_source
 from tapdev.spec import DEFAULT_MTU, Kind
 from tapdev.stream import VMNET
 from tapdev.unix_path import PathError, check_length
@@ -50,6 +50,8 @@ def open_source(
         return _open_fd(spec, spec.fd, mtu, offload)
     size = _mtu(spec.kind, mtu)
     if spec.kind is Kind.TAP:
+        from tapdev.sources.tap import open_tap_source  # of Linux
+
         return open_tap_source(spec, size, offload)
     if spec.kind is Kind.STDIO:
         return open_stdio(spec, size)
@@ -98,8 +100,9 @@ def _datagrams(spec: LinkSpec, kind: Kind, bound: BoundSocket, mtu: int) -> Data
 
 
 def _open_fd(spec: LinkSpec, fd: int, mtu: int | None, offload: bool) -> Source:
-    check_open(fd)
-    if spec.kind is Kind.FD:
+    if spec.kind is Kind.FD and stat.S_ISCHR(check_open(fd).st_mode):
+        from tapdev.sources.tap import adopt_tap_source
+
         tap = adopt_tap_source(spec, fd, _mtu(Kind.TAP, mtu), offload)
         if tap is not None:
             return tap

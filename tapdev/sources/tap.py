@@ -49,8 +49,6 @@ def adopt_tap_source(spec: LinkSpec, fd: int, mtu: int, offload: bool) -> Descri
         return None
     if not device.tap:
         raise LinkError(f"descriptor {fd} is TUN device {device.name}, of IP packets; a TAP device (IFF_TAP) is needed")
-    if device.packet_information:
-        raise LinkError(f"descriptor {fd} is TAP device {device.name} without IFF_NO_PI; set that flag with TUNSETIFF")
     os.set_inheritable(fd, False)
     return tap_source(spec, fd, mtu, vnet_header=device.vnet_header, offload=offload)
 
