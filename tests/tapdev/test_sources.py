@@ -22,6 +22,7 @@ from tapdev.sources.host import Complaints
 from tapdev.sources.listening import BACK_OFF, Listener
 from tapdev.spec import parse
 from tapdev.vmnet import Refused, connect_handshake
+from tests.tapdev.guests import NOBODY
 from tests.tapdev.source_host import FRAME, PATIENCE, EchoHost, Framed, big, little, running, short_directory
 
 if TYPE_CHECKING:
@@ -215,6 +216,25 @@ async def test_another_users_connection_is_refused(
         await client.aclose()
     assert "a connection of another user was refused" in caplog.text
     assert host.joined == []
+
+
+@pytest.mark.root
+async def test_another_users_connection_is_refused_also_where_the_mode_would_let_it(path: Path) -> None:
+    host = EchoHost()
+    async with running(f"qemu:{path}", host):
+        os.chmod(path.parent, 0o755)
+        os.chmod(path, 0o666)
+        os.seteuid(NOBODY)
+        try:
+            client = await big(path)
+        finally:
+            os.seteuid(0)
+        assert await client.ended()
+        await client.aclose()
+        ours = await big(path)
+        await ours.echo()
+        await ours.aclose()
+    assert len(host.joined) == 1
 
 
 class Exhausted(socket.socket):
