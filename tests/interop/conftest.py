@@ -6,7 +6,11 @@ import sys
 
 import pytest
 
-from tests.interop.guest_tools import Lab, running
+from tests.interop.guest_tools import REMOTE, Directory, Lab, running, stream
+from tests.interop.link_guests import LEASE_SCRIPT, Program
+from tests.interop.servers import NameServer, WebServer
+
+PAYLOAD = 32 << 20
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,3 +38,47 @@ def guest(lab, request):
 def root_guest(lab):
     with running(lab.host) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def peer_program():
+    made = Program()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def served_files():
+    with Directory() as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def lease_script(served_files):
+    """What udhcpc calls: the guest becomes what it is told."""
+    script = served_files / "lease"
+    script.write_text(LEASE_SCRIPT)
+    script.chmod(0o755)
+    return script
+
+
+@pytest.fixture(scope="session")
+def payload(served_files):
+    """A file of PAYLOAD octets of `stream`."""
+    path = served_files / "payload"
+    with path.open("wb") as file:
+        for part in stream(PAYLOAD):
+            file.write(part)
+    return path
+
+
+@pytest.fixture(scope="session")
+def web(lab, served_files):
+    with WebServer(lab.host, served_files) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def names(lab):
+    with NameServer(lab.remote, REMOTE) as server:
+        yield server
