@@ -64,7 +64,15 @@ class Response:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-Handler: TypeAlias = "Callable[[Request], Awaitable[Response]]"
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """The end of HTTP on a connection: nothing is answered, and `take` has the stream from then on, with the octets
+    that came right behind the request."""
+
+    take: Callable[[trio.SocketStream, bytes], Awaitable[None]]
+
+
+Handler: TypeAlias = "Callable[[Request], Awaitable[Response | Takeover]]"
 Routes: TypeAlias = "Mapping[str, Mapping[str, Handler]]"
 
 
@@ -102,11 +110,17 @@ async def serve_http(listener: trio.SocketListener, routes: Routes) -> None:
     serving = refusing = 0
 
     async def serve(stream: trio.SocketStream) -> None:
-        nonlocal serving
-        try:
-            await _contained(stream, Connection(stream, routes).serve())
-        finally:
-            serving -= 1
+        async def converse() -> None:
+            nonlocal serving
+            connection = Connection(stream, routes)
+            try:
+                takeover = await connection.serve()
+            finally:
+                serving -= 1
+            if takeover is not None:
+                await takeover.take(stream, connection.unread)
+
+        await _contained(stream, converse())
 
     async def refuse(stream: trio.SocketStream) -> None:
         nonlocal refusing
@@ -156,8 +170,13 @@ class Connection:
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER)
         self._method = b""  # of the request that is being answered, once it is known
 
-    async def serve(self) -> None:
-        """Answer until one of the two wants the connection closed."""
+    @property
+    def unread(self) -> bytes:
+        """What came behind the last request."""
+        return bytes(self._h11.trailing_data[0])
+
+    async def serve(self) -> Takeover | None:
+        """Answer until one of the two wants the connection closed, or a handler takes it over."""
         patience = REQUEST_SECONDS  # a client that connected has something to ask
         while await self._wait_for_request(patience):
             try:
@@ -166,20 +185,23 @@ class Connection:
                 if in_time.cancelled_caught:
                     raise HttpError(408, "timeout", f"no complete request in {REQUEST_SECONDS:g} s", close=True)
                 if request is None:
-                    return
+                    return None
                 response = await answer(self._routes, request)
+                if isinstance(response, Takeover):
+                    return response
             except HttpError as error:
                 if error.close:
                     await self.reject(error)
-                    return
+                    return None
                 response = error.response()
             await self._send(response)
             if self._h11.our_state is h11.MUST_CLOSE or self._h11.their_state is not h11.DONE:
                 await self._linger()
-                return
+                return None
             self._h11.start_next_cycle()
             self._method = b""
             patience = IDLE_SECONDS
+        return None
 
     async def reject(self, error: HttpError) -> None:
         """Answer with `error`, and close the connection so that the client still sees the answer."""
@@ -304,7 +326,7 @@ def _request(head: h11.Request, body: bytes) -> Request:
     return Request(head.method.decode("latin-1"), path, query, headers, body)
 
 
-async def answer(routes: Routes, request: Request) -> Response:
+async def answer(routes: Routes, request: Request) -> Response | Takeover:
     """What `routes` say to `request`.  Raises HttpError; a handler that fails is a 500 and a log entry."""
     methods = routes.get(request.path)
     if methods is None:

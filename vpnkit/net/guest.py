@@ -8,7 +8,6 @@ Views of frames die at the end of their burst.
 from __future__ import annotations
 
 import logging
-import struct
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Final
 
@@ -19,43 +18,33 @@ from vpnkit.errors import WireError
 from vpnkit.flow import host as host_sockets
 from vpnkit.flow.clock import Deadlines
 from vpnkit.flow.poller import Poller
+from vpnkit.net.gateway import Gateway
 from vpnkit.net.icmp import IcmpTable
+from vpnkit.net.intake import MIN_TCP_FRAME, Intake
+from vpnkit.net.lan import Lan
 from vpnkit.net.output import Output
 from vpnkit.net.tcp import TcpTable
 from vpnkit.net.udp import UdpTable
-from vpnkit.proto import arp as arp_rules
-from vpnkit.wire import arp, ethernet, icmp, ipv4, udp
-from vpnkit.wire.checksum import is_valid
-from vpnkit.wire.tcp import ACK
+from vpnkit.wire import ethernet, ipv4
 
 if TYPE_CHECKING:
     import random
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from tapdev.link import Link
-    from vpnkit.flow.stream import GuestStream
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.plan import Plan
-    from vpnkit.net.policy import Service
     from vpnkit.net.udp_mapping import UdpMapping
     from vpnkit.proto.deadlines import Timed
     from vpnkit.services.dhcp import DhcpService
-    from vpnkit.services.dns import DnsService
 
 log = logging.getLogger(__name__)
 
 FRAMES_PER_BURST: Final = 64
-HOLD_LIMIT: Final = 8192  # a bigger payload is delivered at once, so that its hot buffer is used again
 ROUNDS: Final = 16  # bursts with something in them between two checkpoints
 EMPTY_LOOKS: Final = 16  # in vain, before the loop waits
 BULK_OCTETS: Final = 16384  # moved since the loop woke: this is no conversation, so one look in vain is enough
-
-# Ethernet, IPv4 without options and TCP in one go: destination MAC, source MAC, ethertype | version and IHL, TOS,
-# total length, identification, flags and offset, TTL, protocol, checksum | addresses and ports: the flow's key |
-# sequence, acknowledgement, data offset, flags, window
-PREFIX: Final = struct.Struct("!6s6sHBxHxxHxBxx12sIIBBH")
-MIN_TCP_FRAME: Final = 54
 
 
 class Guest:
@@ -70,8 +59,11 @@ class Guest:
         nursery: trio.Nursery,
         *,
         number: int = 1,
+        name: str = "",
         ip: bytes | None = None,
         mac: bytes | None = None,
+        lan: Lan | None = None,
+        identity: Hashable = None,
         verify_checksums: bool = False,
         admit: Callable[[], bool] = lambda: True,
         warn: Callable[[str], None] = log.warning,
@@ -79,36 +71,52 @@ class Guest:
         self.link = link
         self.plan = plan
         self.number = number
-        self.ip = ip or plan.guest_ip.packed
-        self.mac = mac or ethernet.BROADCAST
+        self.name = name or type(link).__name__
         self.random = rng
-        self.dhcp_service = dhcp
-        self.dns: DnsService | None = None  # set by whoever made us: it needs our poller
         self.host = host_sockets
         self.admit = admit
         self.now = trio.lowlevel.current_clock().current_time  # a third of what trio.current_time() costs
         self.counters: Counter[str] = Counter()
         self.poller = Poller()
         self.checksum_offload = link.capabilities.checksum
-        self._verify = verify_checksums or not link.capabilities.reliable
-        self._nursery = nursery
         self._warn = warn
         self._warned: set[str] = set()
         self._numbers = 0
-        self._touched: list[TcpFlow] = []
+        self.touched: list[TcpFlow] = []  # to be settled at the end of this burst
         self._datagrams: deque[UdpMapping] = deque()
         self._blocked: dict[bytes, TcpFlow] = {}  # flows that wait until the link takes frames again
         self._link_writable = trio.Event()
         self.ours = {plan.gateway_ip.packed}
         if plan.host_ip is not None:
             self.ours.add(plan.host_ip.packed)
-        self._subnet = int(plan.subnet.network_address)
-        self._mask = int(plan.subnet.netmask)
         self.deadlines = Deadlines(self._after_deadlines, self._deadline_failed)
         self.out = Output(self)
         self.tcp = TcpTable(self, rng.randbytes(32))
         self.udp = UdpTable(self)
         self.icmp = IcmpTable(self)
+        self.station = (lan or Lan(plan, dhcp.server)).attach(
+            link, identity=identity, on_pending=self._link_writable_wanted
+        )
+        if mac is not None:
+            self.station.is_source(mac)
+            if ip is not None:
+                self.station.given(ip, mac)
+        self.gateway = Gateway(self, dhcp, nursery)
+        self.intake = Intake(self, verify_checksums=verify_checksums or not link.capabilities.reliable)
+
+    @property
+    def ip(self) -> bytes | None:
+        """The IPv4 address by which he is known, once he has one."""
+        return self.station.ip
+
+    @property
+    def mac(self) -> bytes:
+        """His MAC address; the broadcast address until he has spoken."""
+        return self.station.mac or ethernet.BROADCAST
+
+    def mac_of(self, ip: bytes) -> bytes:
+        """The MAC address that he uses with `ip`."""
+        return self.station.addresses.get(ip) or self.mac
 
     # The loop
 
@@ -130,7 +138,7 @@ class Guest:
     async def _serve_link(self) -> None:
         link = self.link
         while True:
-            if self._touched or self._datagrams:
+            if self.touched or self._datagrams:
                 await trio.lowlevel.checkpoint()  # edges that were seen and not used up: nobody tells us again
             else:
                 await link.wait_readable()
@@ -138,7 +146,7 @@ class Guest:
 
     async def _serve_host(self) -> None:
         while True:
-            if self._touched or self._datagrams:
+            if self.touched or self._datagrams:
                 await trio.lowlevel.checkpoint()
             else:
                 await self.poller.wait()
@@ -174,6 +182,8 @@ class Guest:
             for flow in blocked.values():
                 self.touch(flow)
             try:
+                if not self.station.port.flush():
+                    self._link_writable.set()
                 self.settle()
             except LinkClosed:
                 await trio.sleep_forever()  # the link's own task sees it too, and ends us
@@ -182,6 +192,7 @@ class Guest:
         """Take in what the link has, up to a budget, and settle what it touched.  Returns the number of frames."""
         link = self.link
         receive = link.receive
+        take = self.intake.frame
         now = self.now()
         count = 0
         try:
@@ -191,7 +202,7 @@ class Guest:
                     break
                 count += 1
                 try:
-                    self._frame(frame, now)
+                    take(frame, now)
                 except WireError as error:
                     self.counters["malformed"] += 1
                     log.debug("guest %d: %s", self.number, error)
@@ -201,7 +212,7 @@ class Guest:
                     self._frame_failed(frame, now)
             if self.udp.unfinished:
                 self.udp.flush()
-            if self._touched:
+            if self.touched:
                 self.settle()
         finally:
             link.release()
@@ -222,14 +233,14 @@ class Guest:
                 except Exception as error:  # the containment boundary of one mapping
                     mapping.on_failure(error)
             count += 1
-        if self._touched:
+        if self.touched:
             self.settle()
             count += 1
         return count
 
     def settle(self) -> None:
         """Settle every touched flow once; one that has more to do is touched again for the next turn."""
-        touched, self._touched = self._touched, []
+        touched, self.touched = self.touched, []
         now = self.now()
         for flow in touched:
             flow.touched = False
@@ -280,7 +291,7 @@ class Guest:
     def touch(self, flow: TcpFlow) -> None:
         if not flow.touched:
             flow.touched = True
-            self._touched.append(flow)
+            self.touched.append(flow)
 
     def touch_datagrams(self, mapping: UdpMapping) -> None:
         if not mapping.touched:
@@ -301,6 +312,10 @@ class Guest:
         self._blocked[flow.key] = flow
         self._link_writable.set()
 
+    def _link_writable_wanted(self) -> None:
+        """A neighbour's frames wait until the link takes them."""
+        self._link_writable.set()
+
     def forget(self, flow: TcpFlow) -> None:
         self._blocked.pop(flow.key, None)
         self.tcp.forget(flow, self.now())
@@ -317,157 +332,6 @@ class Guest:
             self._warned.add(what)
             self._warn(message)
 
-    # Frames in
-
-    def _frame(self, frame: memoryview, now: float) -> None:
-        if len(frame) >= MIN_TCP_FRAME:
-            (
-                destination_mac,
-                source_mac,
-                ethertype,
-                version_ihl,
-                total,
-                flags_offset,
-                protocol,
-                key,
-                sequence,
-                acknowledgement,
-                offset,
-                flags,
-                window,
-            ) = PREFIX.unpack_from(frame)
-            if ethertype == 0x0800 and version_ihl == 0x45 and not flags_offset & 0x3FFF and not self._verify:
-                # The fast path: a segment or datagram of a flow that is there.  The rest is for the general one.
-                end = 14 + total
-                if protocol == 6:
-                    flow = self.tcp.flows.get(key)
-                    start = 34 + (offset >> 4) * 4
-                    if flow is not None and flow.connection.state.synchronized and 54 <= start <= end <= len(frame):
-                        if start == end and flags == ACK:
-                            flow.acknowledged(sequence, acknowledgement, window, now)
-                        else:
-                            if flow.pending_ack is not None:
-                                flow.take_pending_ack(now)
-                            flow.connection.receive(sequence, acknowledgement, flags, window, frame[start:end], now)
-                            if end - start > HOLD_LIMIT:
-                                flow.deliver(now)
-                            elif end != start:
-                                self.link.hold()
-                        if not flow.touched:
-                            flow.touched = True
-                            self._touched.append(flow)
-                        return
-                elif protocol == 17:
-                    route = self.udp.routes.get(key)
-                    if route is not None and sequence >> 16 == total - 20 and 42 < end <= len(frame):
-                        link = self.link
-                        self.udp.forward(route, frame[42:end], link.gso_size if link.gso_type else 0, now)
-                        return
-        elif len(frame) < ethernet.HEADER.size:
-            raise WireError(f"frame of {len(frame)} octets")
-        else:
-            destination_mac, source_mac, ethertype = ethernet.HEADER.unpack_from(frame)
-        if destination_mac != self.plan.server_mac and not destination_mac[0] & 1:
-            self.counters["foreign_mac"] += 1  # for somebody else on the LAN
-            return
-        if ethertype == ethernet.ETHERTYPE_IPV4:
-            self._ipv4(frame, source_mac, destination_mac, now)
-        elif ethertype == ethernet.ETHERTYPE_ARP:
-            self._arp(frame, source_mac)
-        else:
-            self.counters["ethertype_ignored"] += 1
-
-    def _arp(self, frame: memoryview, source_mac: bytes) -> None:
-        request = arp.decode(frame[ethernet.HEADER.size :])
-        reply = arp_rules.answer(request, self.ours, self.plan.server_mac)
-        if reply is not None:
-            header = ethernet.HEADER.pack(source_mac, self.plan.server_mac, ethernet.ETHERTYPE_ARP)
-            self.link.send((header + reply.encode(),))
-
-    def _ipv4(self, frame: memoryview, source_mac: bytes, destination_mac: bytes, now: float) -> None:
-        packet = ipv4.decode(frame[ethernet.HEADER.size :])
-        protocol = packet.protocol
-        broadcast = destination_mac[0] & 1 or packet.destination == ipv4.BROADCAST
-        if broadcast:
-            if protocol == ipv4.UDP and not packet.is_fragment:
-                _, port, _, payload = udp.decode(packet.payload)
-                if port == 67:
-                    self.dhcp(packet.source, source_mac, payload)
-                    return
-            self.counters["broadcast_ignored"] += 1
-            return
-        if not self._is_valid_source(packet.source):
-            self.counters["bad_source"] += 1
-            return
-        if packet.is_fragment:
-            self.counters["fragment_dropped"] += 1
-            return
-        if self._verify and not self.link.checksum_partial and not self._checksum_holds(packet):
-            raise WireError("transport checksum")
-        if protocol == ipv4.TCP:
-            self.tcp.segment(packet, source_mac, now)
-            if len(packet.payload) > 20:
-                self.link.hold()
-        elif protocol == ipv4.UDP:
-            self.udp.datagram(packet, source_mac, now)
-        elif protocol == ipv4.ICMP:
-            self.icmp.message(packet, source_mac, now)
-        else:
-            self.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PROTOCOL_UNREACHABLE)
-
-    def _is_valid_source(self, source: bytes) -> bool:
-        """A guest speaks from the subnet, and not as one of us."""
-        number = int.from_bytes(source, "big")
-        host = number & ~self._mask & 0xFFFFFFFF
-        return number & self._mask == self._subnet and source not in self.ours and 0 < host < ~self._mask & 0xFFFFFFFF
-
-    @staticmethod
-    def _checksum_holds(packet: ipv4.Ipv4Packet) -> bool:
-        if packet.protocol == ipv4.TCP:
-            return is_valid(packet.payload, packet.pseudo_sum())
-        if packet.protocol == ipv4.UDP:
-            _, _, check, payload = udp.decode(packet.payload)
-            data = packet.payload[: udp.HEADER.size + len(payload)]
-            pseudo = ipv4.pseudo_sum(packet.source, packet.destination, ipv4.UDP, len(data))
-            return check == 0 or is_valid(data, pseudo)
-        return True
-
-    # Services
-
-    def dhcp(self, source: bytes, source_mac: bytes, payload: memoryview) -> None:
-        answer = self.dhcp_service.datagram(payload, source_mac, source, self.now())
-        if answer is None:
-            return
-        self.udp.send(
-            self.plan.gateway_ip.packed, 67, answer.destination_ip, 68, answer.destination_mac, (answer.payload,)
-        )
-
-    def dns_query(self, source: bytes, port: int, mac: bytes, query: memoryview) -> None:
-        gateway = self.plan.gateway_ip.packed
-
-        def reply(message: bytes) -> None:
-            self.udp.send(gateway, 53, source, port, mac, (message,))
-
-        if self.dns is not None:
-            self.dns.query(bytes(query), source, reply)
-
-    def serve(self, service: Service, stream: GuestStream, source: bytes) -> None:
-        """Let a service of the gateway have a connection of the guest."""
-        self._nursery.start_soon(self._serve_stream, stream, source)
-
-    async def _serve_stream(self, stream: GuestStream, source: bytes) -> None:
-        try:
-            await stream.wait_open()
-            if self.dns is not None:
-                await self.dns.serve_stream(stream, source)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        except Exception:  # the containment boundary of one connection
-            self.counters["internal_error"] += 1
-            log.exception("guest %d: internal error in a service", self.number)
-        finally:
-            stream.abort()
-
     # Ways in
 
     async def call_and_wait(self, host: socket.socket, destination: bytes, port: int) -> None:
@@ -477,7 +341,7 @@ class Guest:
         """
         source = (self.plan.host_ip or self.plan.gateway_ip).packed
         try:
-            flow = self.tcp.call(source, destination, port, host, self.mac)
+            flow = self.tcp.call(source, destination, port, host, self.mac_of(destination))
         except BaseException:
             host.close()
             raise
@@ -493,8 +357,8 @@ class Guest:
 
     def close(self) -> None:
         """Release everything.  Idempotent."""
-        if self.dns is not None:
-            self.dns.close()
+        self.station.leave()
+        self.gateway.close()
         self.tcp.close()
         self.udp.close()
         self.icmp.close()

@@ -18,24 +18,31 @@ import trio
 
 from portfwd.spec import parse
 from portfwd.table import ForwardTable
+from tapdev.stream import VMNET, stream_link
 from vpnkit.net.guest import Guest
+from vpnkit.net.identities import Identities
+from vpnkit.net.lan import Lan
 from vpnkit.net.reporting import traffic
-from vpnkit.proto.dhcp import DhcpConfig, DhcpServer
+from vpnkit.proto.dhcp import DhcpServer
+from vpnkit.proto.dhcp_options import DhcpConfig
 from vpnkit.proto.dns import LocalNames
 from vpnkit.services.dhcp import DhcpService
 from vpnkit.services.dns import DnsService
 from vpnkit.services.resolvconf import ResolvConf
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
+    from uuid import UUID
 
     from portfwd.spec import Spec
     from portfwd.table import Forward
     from tapdev.link import Link
+    from tapdev.vmnet import Registration
     from vpnkit.net.plan import Plan
 
 log = logging.getLogger(__name__)
 
+MAX_GUESTS: Final = 1024  # links at once
 RESERVED_DESCRIPTORS: Final = 64  # for DNS, control and accepting, when flows have used up the rest
 
 
@@ -48,6 +55,8 @@ class NetworkOptions:
     verify_checksums: bool = False
     max_connections: int | None = None  # host sockets; None: as many as the descriptor limit allows
     extra_host_names: Sequence[str] = ()
+    isolate: bool = False  # guests may not speak to each other
+    connect_mtu: int = 1500  # octets, of guests that come by the control socket's /connect
     rng: random.Random = field(default_factory=random.SystemRandom)
 
 
@@ -67,6 +76,8 @@ class Network:
         self.names = _names(plan, options)
         self.dhcp = DhcpServer(_dhcp_config(plan))
         self._dhcp_service = DhcpService(self.dhcp)
+        self.lan = Lan(plan, self.dhcp, isolate=options.isolate)
+        self._identities = Identities(self.dhcp, lambda mac: any(guest.station.mac == mac for guest in self.guests))
         self.forwards = ForwardTable(self._deliver)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = max((options.max_connections or soft) - RESERVED_DESCRIPTORS, 1)
@@ -86,11 +97,18 @@ class Network:
     async def serve_guest(
         self,
         link: Link,
-        mac: bytes,
-        ip: IPv4Address,
+        mac: bytes | None = None,
+        ip: IPv4Address | None = None,
+        *,
+        name: str = "",
+        identity: Hashable = None,
         task_status: trio.TaskStatus[Guest] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve a guest whose address is known beforehand, until its link closes."""
+        """Serve a guest until its link closes.
+
+        `mac` and `ip` are those that it is known to have; else the first frame tells the one, DHCP or the first packet
+        the other.  `name` is the link's, for people.  For `identity` see `Lan.attach`.
+        """
         self._numbers += 1
         async with trio.open_nursery() as nursery:
             guest = Guest(
@@ -100,16 +118,20 @@ class Network:
                 self.options.rng,
                 nursery,
                 number=self._numbers,
-                ip=ip.packed,
+                name=name,
+                ip=ip.packed if ip else None,
                 mac=mac,
+                lan=self.lan,
+                identity=identity,
                 verify_checksums=self.options.verify_checksums,
                 admit=self._admit,
                 warn=self._warn,
             )
-            guest.dns = DnsService(
+            guest.gateway.dns = DnsService(
                 self.names, self.dns_servers, guest.poller, guest.deadlines, trio.current_time, self.options.rng
             )
-            self.dhcp.reserve(mac, ip.packed)
+            if mac is not None and ip is not None:
+                self.dhcp.reserve(mac, ip.packed)
             self.guests.append(guest)
             task_status.started(guest)
             try:
@@ -117,8 +139,33 @@ class Network:
             finally:
                 self.guests.remove(guest)
                 self.gone.update(guest.counters)
+                self.gone.update(guest.station.lost())
                 self.gone.update(traffic(link))
             nursery.cancel_scope.cancel()
+
+    # Guests that come by themselves (tapdev.sources.Host)
+
+    def register(self, uuid: UUID | None, wanted: bytes | None) -> Registration:
+        """The addresses of a VMN3T client.  Raises Refused."""
+        return self._identities.register(uuid, wanted, trio.current_time())
+
+    async def join(self, link: Link, name: str, registration: Registration | None = None) -> None:
+        """Serve whoever is at the other end of `link` until it closes.  Takes over the link."""
+        try:
+            if len(self.guests) >= MAX_GUESTS:
+                log.error("%s: refused a guest: there are %d already", name, MAX_GUESTS)
+            elif registration is None:
+                await self.serve_guest(link, name=name)
+            else:
+                address = IPv4Address(registration.ip)
+                await self.serve_guest(link, registration.mac, address, name=name, identity=registration.mac)
+        finally:
+            link.close()
+
+    async def connect(self, stream: trio.SocketStream, received: bytes) -> None:
+        """Serve the guest of gvproxy's `/connect`: VMN3T's frames without its handshake.  Takes over the stream."""
+        sock = socket.socket(fileno=stream.socket.detach())
+        await self.join(stream_link(sock, VMNET, mtu=self.options.connect_mtu, received=received), "connect:")
 
     def assign(self, mac: bytes, ip: IPv4Address) -> None:
         """A guest has `ip` without having asked for it; its lease does not end."""
@@ -149,14 +196,23 @@ class Network:
 
     async def _deliver(self, stream: trio.SocketStream, spec: Spec) -> None:
         """Take an accepted connection to the guest."""
-        wanted = IPv4Address(spec.guest_address) if spec.guest_address else None
-        guest = next((g for g in self.guests if wanted is None or wanted.packed == g.ip), None)
         host = socket.socket(fileno=stream.socket.detach())
-        if guest is None:
+        try:
+            host.setblocking(False)
+            wanted = IPv4Address(spec.guest_address) if spec.guest_address else self._first_guest()
+            holder = await self.lan.resolve(wanted.packed)
+            guest = next((g for g in self.guests if holder is not None and g.station is holder.station), None)
+            if guest is None:
+                raise OSError(f"no guest has {wanted}")
+        except BaseException:
             host.close()
-            raise OSError(f"no guest has {wanted or 'an address'}")
-        host.setblocking(False)
-        await guest.call_and_wait(host, wanted.packed if wanted else guest.ip, spec.guest_port)
+            raise
+        await guest.call_and_wait(host, wanted.packed, spec.guest_port)
+
+    def _first_guest(self) -> IPv4Address:
+        """The address of a forward that names none."""
+        ip = next((guest.ip for guest in self.guests if guest.ip is not None), None)
+        return self.plan.guest_ip if ip is None else IPv4Address(ip)
 
 
 def _names(plan: Plan, options: NetworkOptions) -> LocalNames:

@@ -80,7 +80,7 @@ class Output:
         guest = self._guest
         called = quoted[16:20]
         source = called if code == icmp.PORT_UNREACHABLE or called in guest.ours else guest.plan.gateway_ip.packed
-        self.ip(source, quoted[12:16], ipv4.ICMP, icmp.encode_error(kind, code, quoted), guest.mac)
+        self.ip(source, quoted[12:16], ipv4.ICMP, icmp.encode_error(kind, code, quoted), guest.mac_of(quoted[12:16]))
 
     def _may_send_error(self, about: ipv4.Ipv4Packet | None) -> bool:
         """Whether an error about `about` may be sent (RFC 1122 section 3.2.2), and the rate allows it."""

@@ -48,6 +48,7 @@ class NetworkReporter:
         flows = {"tcp": 0, "udp": 0, "icmp": 0}
         for guest in network.guests:
             counters.update(guest.counters)
+            counters.update(guest.station.lost())
             totals.update(traffic(guest.link))
             flows["tcp"] += len(guest.tcp.flows)
             flows["udp"] += len(guest.udp.mappings)
@@ -118,9 +119,9 @@ def _guest(guest: Guest) -> GuestReport:
     capabilities = guest.link.capabilities
     return GuestReport(
         id=guest.number,
-        link=type(guest.link).__name__,
-        mac=guest.mac.hex(":"),
-        ip=str(IPv4Address(guest.ip)),
+        link=guest.name,
+        mac=guest.station.mac.hex(":") if guest.station.mac else None,
+        ip=str(IPv4Address(guest.ip)) if guest.ip else None,
         mtu=capabilities.mtu,
         offloads=[name for name in ("checksum", "tso4", "tso6", "uso") if getattr(capabilities, name)],
         **traffic(guest.link),

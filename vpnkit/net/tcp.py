@@ -188,7 +188,7 @@ class TcpTable:
             self.flows[key] = flow
             connection.accept(now)
             guest.touch(flow)
-            guest.serve(aim, GuestStream(flow), packet.source)
+            guest.gateway.serve(aim, GuestStream(flow), packet.source)
 
     def _dial(
         self,

@@ -102,9 +102,9 @@ class UdpTable:
         if aim is Service.DNS and source_port:
             size = gso_size or max(len(payload), 1)
             for start in range(0, len(payload), size):
-                guest.dns_query(packet.source, source_port, source_mac, payload[start : start + size])
+                guest.gateway.dns_query(packet.source, source_port, source_mac, payload[start : start + size])
         elif aim is Service.DHCP:
-            guest.dhcp(packet.source, source_mac, payload)
+            guest.gateway.dhcp(packet.source, source_mac, payload)
         elif aim is Refuse.CLOSED:
             guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PORT_UNREACHABLE)
         elif aim is Refuse.PROHIBITED:

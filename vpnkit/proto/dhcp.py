@@ -18,18 +18,21 @@ client's maximum message size (option 57): replies always fit the 576 octets tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import ConfigError
+from vpnkit.proto.dhcp_options import DhcpConfig, Told
 from vpnkit.wire import dhcp
 from vpnkit.wire.dhcp import ANY, DhcpMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_BINDINGS: Final = 1024  # clients remembered; more than a LAN of ours has guests
 MAX_DECLINED: Final = 32  # addresses somebody else was seen to use; the oldest is tried again first
 OFFER_SECONDS: Final = 60.0  # how long an offer keeps its address from others
 DECLINE_SECONDS: Final = 600.0
 MINIMUM_LEASE: Final = 60  # seconds; shorter wishes are answered with this
-MAX_OPTIONS: Final = 312 - 4  # octets of options that every client takes, RFC 2131 section 2, less the cookie
 INFINITE: Final = 0xFFFFFFFF  # seconds, in options 51, 58 and 59
 FOREVER: Final = float("inf")
 
@@ -43,26 +46,6 @@ EXPIRED: Final = "expired"
 STATIC: Final = "static"
 
 _HOST_NAME_OCTETS: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
-
-
-@dataclass(frozen=True)
-class DhcpConfig:
-    """What the server tells.  Addresses are 4 octets; `lease` is in seconds, at most INFINITE."""
-
-    server_ip: bytes
-    server_mac: bytes
-    first: bytes  # the pool, both ends included
-    last: bytes
-    mask: bytes
-    routers: tuple[bytes, ...]
-    dns: tuple[bytes, ...]
-    excluded: frozenset[bytes] = frozenset()  # addresses in the pool that are never given
-    mtu: int | None = None
-    domain: str = ""
-    search: tuple[str, ...] = ()
-    ntp: tuple[bytes, ...] = ()
-    routes: tuple[tuple[bytes, int, bytes], ...] = ()  # network, prefix length, router; the default route is added
-    lease: int = 86400
 
 
 @dataclass(frozen=True)
@@ -132,13 +115,16 @@ class DhcpServer:
         if not 1 <= config.lease <= INFINITE:
             raise ConfigError(f"lease time {config.lease} is out of range: 1 to {INFINITE} seconds")
         self._excluded = config.excluded | {config.server_ip}
-        self._told = self._static_options()
+        self._told = Told(config)
         self._bindings: dict[bytes, _Binding] = {}  # by client
         self._by_ip: dict[bytes, _Binding] = {}
         self._reserved: dict[bytes, bytes] = {}  # MAC to address
         self._reserved_ips: dict[bytes, bytes] = {}  # and back
         self._declined: dict[bytes, float] = {}  # address to the end of its mark, oldest first
-        self._evicted = self._recycled = self._exhausted = self._shortened = 0
+        self._evicted = self._recycled = self._exhausted = 0
+        # What the LAN knows: whether somebody other than the MAC uses the address; and what it wants to know.
+        self.is_taken: Callable[[bytes, bytes], bool] = lambda ip, mac: False
+        self.on_released: Callable[[bytes], None] = lambda ip: None
 
     # What the operator and the links do
 
@@ -168,6 +154,33 @@ class DhcpServer:
         binding.state = STATIC
         binding.expires_at = FOREVER
 
+    def may_use(self, ip: bytes, mac: bytes) -> bool:
+        """Whether no other MAC address than `mac` has a reservation for `ip`."""
+        return self._reserved_ips.get(ip, mac) == mac
+
+    def address_of(self, mac: bytes) -> bytes | None:
+        """The address that `mac` has by reservation or by a binding, ended or not; None when he is new."""
+        reserved = self._reserved.get(mac)
+        if reserved is not None:
+            return reserved
+        return next((b.ip for b in self._bindings.values() if b.mac == mac and b.state != OFFERED), None)
+
+    def free_address(self, mac: bytes, now: float) -> bytes | None:
+        """An address that `mac` can be given: the first that nobody ever had, else whose lease ended first."""
+        for number in range(self._first, self._last + 1):  # ends after as many steps as the tables have entries
+            ip = number.to_bytes(4, "big")
+            if ip not in self._by_ip and self.is_available(ip, mac, now):
+                return ip
+        ended = [b for b in self._bindings.values() if not b.active(now) and self.is_available(b.ip, mac, now)]
+        return min(ended, key=lambda b: b.expires_at).ip if ended else None
+
+    def is_available(self, ip: bytes, mac: bytes, now: float) -> bool:
+        """Whether `ip` can be reserved for `mac`."""
+        return self._is_free(ip, now) and not self.is_taken(ip, mac)
+
+    def in_pool(self, ip: bytes) -> bool:
+        return self._first <= int.from_bytes(ip, "big") <= self._last and ip not in self._excluded
+
     def leases(self, now: float | None = None) -> list[Lease]:
         """The bindings in the order of their addresses; with `now`, those whose time is over are EXPIRED."""
         return [
@@ -189,7 +202,7 @@ class DhcpServer:
             evicted=self._evicted,
             recycled=self._recycled,
             exhausted=self._exhausted,
-            shortened=self._shortened,
+            shortened=self._told.shortened,
         )
 
     # What clients say
@@ -248,7 +261,8 @@ class DhcpServer:
         if wanted == ANY:
             return Drop("no address requested")
         mine = self._expected(message.chaddr, key, now)
-        if wanted != mine if mine is not None else not self._is_free(wanted, now):
+        unavailable = wanted != mine if mine is not None else not self._is_free(wanted, now)
+        if unavailable or self.is_taken(wanted, message.chaddr):
             return self._refuse(message, "address not available")
         binding = self._bind(key, message.options.get(dhcp.CLIENT_ID, b""), message.chaddr, wanted, now)
         if binding.state != STATIC:
@@ -263,7 +277,7 @@ class DhcpServer:
             return Drop("informed of an address elsewhere")
         reply = self._reply(dhcp.ACK, message)
         reply.ciaddr = message.ciaddr
-        self._tell(reply, message)
+        self._told.tell(reply.options, message.options.get(dhcp.PARAMETER_LIST, b""))
         return DhcpReply(reply, message.ciaddr, message.chaddr, broadcast=False)
 
     def _release(self, message: DhcpMessage, now: float) -> Drop:
@@ -273,6 +287,7 @@ class DhcpServer:
         if binding.state != STATIC:
             binding.state = RELEASED
             binding.expires_at = now
+            self.on_released(binding.ip)
         return Drop("released")
 
     def _decline(self, message: DhcpMessage, now: float) -> Drop:
@@ -312,7 +327,7 @@ class DhcpServer:
         if reserved is not None and not self._is_declined(reserved, now):
             return reserved
         known = self._bindings.get(key)
-        if known is None or self._reserved_ips.get(known.ip, mac) != mac:
+        if known is None or self._reserved_ips.get(known.ip, mac) != mac or self.is_taken(known.ip, mac):
             return None
         return known.ip
 
@@ -321,22 +336,16 @@ class DhcpServer:
         mine = self._expected(message.chaddr, key, now)
         if mine is not None:
             return mine
+        mac = message.chaddr
         wanted = message.options.get(dhcp.REQUESTED_ADDRESS)
-        if wanted is not None and self._is_free(wanted, now):
+        if wanted is not None and self.is_available(wanted, mac, now):
             return wanted
-        for number in range(self._first, self._last + 1):  # ends after as many steps as the tables have entries
-            ip = number.to_bytes(4, "big")
-            if ip not in self._by_ip and self._is_free(ip, now):
-                return ip
-        return self._least_useful(now)
+        return self.free_address(mac, now) or self._least_useful(mac, now)
 
-    def _least_useful(self, now: float) -> bytes | None:
-        """An address that had an owner: whose lease ended first, else a declined one, else the oldest mere offer."""
-        ended = [b for b in self._bindings.values() if not b.active(now) and self._is_free(b.ip, now)]
-        if ended:
-            return min(ended, key=lambda b: b.expires_at).ip
+    def _least_useful(self, mac: bytes, now: float) -> bytes | None:
+        """An address that is not free but can be had: a declined one, else the oldest mere offer."""
         for ip in self._declined:
-            if self._is_ours_to_give(ip):
+            if self._is_ours_to_give(ip) and not self.is_taken(ip, mac):
                 self._recycle(ip)
                 return ip
         offers = [b for b in self._bindings.values() if b.state == OFFERED and self._is_ours_to_give(b.ip)]
@@ -411,32 +420,6 @@ class DhcpServer:
             return self.config.lease
         return min(max(int.from_bytes(wish, "big"), MINIMUM_LEASE), self.config.lease)
 
-    def _static_options(self) -> list[tuple[int, bytes]]:
-        """Options that are the same for everybody, the dispensable last."""
-        config = self.config
-        subnet_broadcast = (self._server | ~self._mask & 0xFFFFFFFF).to_bytes(4, "big")
-        told = [(dhcp.SUBNET_MASK, config.mask)]  # before the router, RFC 2132 section 3.3
-        if config.routers:
-            told.append((dhcp.ROUTER, b"".join(config.routers)))
-        if config.dns:
-            told.append((dhcp.DNS_SERVER, b"".join(config.dns)))
-        if config.mtu is not None:
-            if not 68 <= config.mtu <= 65535:
-                raise ConfigError(f"mtu {config.mtu} is out of range: 68 to 65535")
-            told.append((dhcp.INTERFACE_MTU, config.mtu.to_bytes(2, "big")))
-        told.append((dhcp.BROADCAST_ADDRESS, subnet_broadcast))
-        try:
-            if config.domain:
-                dhcp.encode_domains([config.domain])  # only to see that it is one
-                told.append((dhcp.DOMAIN_NAME, config.domain.encode("idna")))
-            if config.ntp:
-                told.append((dhcp.NTP_SERVER, b"".join(config.ntp)))
-            if config.search:
-                told.append((dhcp.DOMAIN_SEARCH, dhcp.encode_domains(config.search)))
-        except ValueError as error:
-            raise ConfigError(f"domain or search list: {error}") from None
-        return told
-
     def _reply(self, kind: int, message: DhcpMessage) -> DhcpMessage:
         options = {dhcp.MESSAGE_TYPE: bytes((kind,)), dhcp.SERVER_ID: self.config.server_ip}
         return DhcpMessage(
@@ -446,29 +429,6 @@ class DhcpServer:
             flags=message.flags,
             options=options,
         )
-
-    def _tell(self, reply: DhcpMessage, message: DhcpMessage) -> None:
-        """Add the configuration, leaving out what would not fit MAX_OPTIONS; a search list is cut between names."""
-        options = reply.options
-        room = MAX_OPTIONS - 1 - sum(2 + len(value) for value in options.values())
-        told = self._told
-        if self.config.routers and dhcp.CLASSLESS_ROUTES in message.options.get(dhcp.PARAMETER_LIST, b""):
-            # Who takes this option ignores option 3, RFC 3442: so the default route is in it too
-            routes = (*self.config.routes, (ANY, 0, self.config.routers[0]))
-            told = [(dhcp.CLASSLESS_ROUTES, dhcp.encode_routes(routes)), *told]
-        for code, whole in told:
-            value = whole
-            if code == dhcp.DOMAIN_SEARCH:
-                names = self.config.search
-                while value and len(dhcp.encode_option(code, value)) > room:
-                    names = names[:-1]
-                    value = dhcp.encode_domains(names)
-            if value != whole or len(dhcp.encode_option(code, value)) > room:
-                self._shortened += 1
-                if value == whole or not value:
-                    continue
-            options[code] = value
-            room -= len(dhcp.encode_option(code, value))
 
     def _grant(self, kind: int, message: DhcpMessage, ip: bytes) -> DhcpReply:
         reply = self._reply(kind, message)
@@ -481,7 +441,7 @@ class DhcpServer:
         if lease != INFINITE:
             reply.options[dhcp.RENEWAL_TIME] = (lease // 2).to_bytes(4, "big")
             reply.options[dhcp.REBINDING_TIME] = (lease * 7 // 8).to_bytes(4, "big")
-        self._tell(reply, message)
+        self._told.tell(reply.options, message.options.get(dhcp.PARAMETER_LIST, b""))
         # RFC 2131 section 4.1
         if message.ciaddr != ANY:
             return DhcpReply(reply, message.ciaddr, message.chaddr, broadcast=False)

@@ -14,6 +14,8 @@ from vpnkit.proto.dhcp import Drop
 from vpnkit.wire import dhcp
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vpnkit.proto.dhcp import DhcpServer
 
 SERVER_PORT: Final = 67
@@ -27,6 +29,8 @@ class DhcpAnswer:
     payload: bytes
     destination_mac: bytes
     destination_ip: bytes
+    client_mac: bytes
+    assigned: bytes | None  # what the client has from now on, when this is an ACK that gave it
 
 
 class DhcpService:
@@ -39,11 +43,19 @@ class DhcpService:
         self.dropped: Counter[str] = Counter()
 
     def datagram(
-        self, payload: bytes | memoryview, source_mac: bytes, source_ip: bytes, now: float
+        self,
+        payload: bytes | memoryview,
+        source_mac: bytes,
+        source_ip: bytes,
+        now: float,
+        *,
+        mtu: int | None = None,
+        may_speak_for: Callable[[bytes], bool] = lambda mac: True,
     ) -> DhcpAnswer | None:
         """Answer a datagram to SERVER_PORT, or count why not.
 
         A client gives up an address only in his own name: the frame's source must be the client of the message.
+        `mtu`, in octets, is that of the client's link; None tells everybody the configured one.
         """
         self.received += 1
         try:
@@ -55,6 +67,9 @@ class DhcpService:
         if kind in (dhcp.RELEASE, dhcp.DECLINE) and message.chaddr != source_mac:
             self.dropped["not the owner"] += 1
             return None
+        if message.chaddr != source_mac and not may_speak_for(message.chaddr):
+            self.dropped["not the owner"] += 1
+            return None
         if kind == dhcp.INFORM and message.ciaddr == dhcp.ANY:
             message.ciaddr = source_ip  # some clients forget it; the server checks that it is one of the LAN
         reply = self.server.receive(message, now)
@@ -62,4 +77,8 @@ class DhcpService:
             self.dropped[reply.reason] += 1
             return None
         self.answered += 1
-        return DhcpAnswer(reply.message.encode(), reply.destination_mac, reply.destination_ip)
+        told = reply.message
+        if mtu is not None and dhcp.INTERFACE_MTU in told.options:
+            told.options[dhcp.INTERFACE_MTU] = mtu.to_bytes(2, "big")
+        assigned = told.yiaddr if told.kind == dhcp.ACK and told.yiaddr != dhcp.ANY else None
+        return DhcpAnswer(told.encode(), reply.destination_mac, reply.destination_ip, told.chaddr, assigned)

@@ -7,7 +7,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vpnkit.errors import ConfigError
 from vpnkit.proto import dhcp as rules
-from vpnkit.proto.dhcp import DhcpConfig, DhcpReply, DhcpServer, Drop
+from vpnkit.proto.dhcp import DhcpReply, DhcpServer, Drop
+from vpnkit.proto.dhcp_options import DhcpConfig
 from vpnkit.wire import dhcp
 from vpnkit.wire.dhcp import DhcpMessage
 

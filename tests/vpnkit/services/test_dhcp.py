@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.dhcp import BOOTP, DHCP
 
-from vpnkit.proto.dhcp import DhcpConfig, DhcpServer
+from vpnkit.proto.dhcp import DhcpServer
+from vpnkit.proto.dhcp_options import DhcpConfig
 from vpnkit.services.dhcp import DhcpAnswer, DhcpService
 from vpnkit.wire import dhcp
 

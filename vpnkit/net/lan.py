@@ -1,0 +1,219 @@
+"""Who is who on the LAN: which guest has which MAC and IP addresses, and what one guest may say to another.
+
+First come, first served: an address that nobody has belongs to the guest that uses it first, until he leaves.  What
+DHCP gave is claimed for him when it is given, and again when he comes back, before he has spoken.  Nobody else may use
+it meanwhile, and nobody may ever use ours.  So a forged frame changes nothing for anybody; a counter says that it was
+there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import trio
+from tapdev.switch import Switch
+
+from vpnkit.net.source_filter import objection
+from vpnkit.wire import arp, ethernet
+from vpnkit.wire.offload import adapt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from tapdev.link import Link
+    from vpnkit.net.plan import Plan
+    from vpnkit.proto.dhcp import DhcpServer
+
+MAX_ADDRESSES: Final = 64  # of one guest, IPv4 and IPv6; the longest known but the first makes place
+RESOLVE_TRIES: Final = 3
+RESOLVE_SECONDS: Final = 0.3  # for an answer to each
+
+
+class Holder(NamedTuple):
+    """Who has an address."""
+
+    station: Station
+    mac: bytes
+
+
+class Lan:
+    """One virtual LAN and the stations on it."""
+
+    def __init__(self, plan: Plan, dhcp: DhcpServer, *, isolate: bool = False) -> None:
+        self.plan = plan
+        self.isolated = isolate
+        self.switch = Switch(adapt, isolate=isolate)
+        self.switch.reserve(plan.server_mac)
+        self.stations: list[Station] = []
+        self._dhcp = dhcp
+        dhcp.is_taken = self._is_taken
+        dhcp.on_released = self._released
+        self._owners: dict[bytes, Station] = {}  # IPv4 and IPv6 addresses, 4 and 16 octets
+        self._changed = trio.lowlevel.ParkingLot()  # somebody waits for an address to get an owner
+        self.ours = {plan.gateway_ip.packed, link_local(plan.server_mac)}
+        if plan.host is not None:
+            self.ours.add(plan.host.packed)
+        self._subnet = int(plan.subnet.network_address)
+        self._host_mask = ~int(plan.subnet.netmask) & 0xFFFFFFFF
+
+    def attach(
+        self, link: Link, *, identity: Hashable = None, on_pending: Callable[[], None] = lambda: None
+    ) -> Station:
+        """A guest comes.  Stations of one `identity` (a VMN3T UUID) are one guest with several connections: they
+        share their addresses, and what is sent to these goes where they were used last."""
+        station = Station(self, link, identity, on_pending)
+        self.stations.append(station)
+        return station
+
+    def holder(self, ip: bytes) -> Holder | None:
+        """Who has `ip` (4 or 16 octets) now."""
+        station = self._owners.get(ip)
+        return None if station is None else Holder(station, station.addresses[ip])
+
+    async def resolve(self, ip: bytes) -> Holder | None:
+        """Who has the IPv4 address `ip`; a guest that has not spoken yet is asked by ARP.  None: nobody answers."""
+        for _ in range(RESOLVE_TRIES):
+            found = self.holder(ip)
+            if found is not None:
+                return found
+            for station in self.stations:
+                station.ask(ip)
+            with trio.move_on_after(RESOLVE_SECONDS):
+                while ip not in self._owners:
+                    await self._changed.park()
+        return self.holder(ip)
+
+    def is_station_address(self, ip: bytes) -> bool:
+        """Whether a guest may have `ip` at all: a host address of the subnet and not one of ours, or an IPv6 unicast
+        address."""
+        if ip in self.ours:
+            return False
+        if len(ip) == 4:
+            number = int.from_bytes(ip, "big")
+            return (number ^ self._subnet) & ~self._host_mask == 0 and 0 < number & self._host_mask < self._host_mask
+        return ip[0] != 0xFF and any(ip[:10])  # not multicast; not ::, ::1 and v4-mapped
+
+    def claim(self, station: Station, ip: bytes, mac: bytes) -> bool:
+        """Let `station` have `ip`.  False: it is somebody else's, or nobody may have it."""
+        owner = self._owners.get(ip)
+        if owner is not None and owner is not station:
+            if owner.identity is None or owner.identity != station.identity:
+                return False
+            del owner.addresses[ip]
+        elif not self.is_station_address(ip) or (len(ip) == 4 and not self._dhcp.may_use(ip, mac)):
+            return False
+        addresses = station.addresses
+        if ip not in addresses and len(addresses) >= MAX_ADDRESSES:
+            self.release(station, next(old for old in addresses if old != station.ip))
+        addresses[ip] = mac
+        self._owners[ip] = station
+        if station.ip is None and len(ip) == 4:
+            station.ip = ip
+        if self._changed:
+            self._changed.unpark_all()
+        return True
+
+    def release(self, station: Station, ip: bytes) -> None:
+        """`station` has `ip` no longer."""
+        if station.addresses.pop(ip, None) is not None:
+            del self._owners[ip]
+
+    def welcome(self, station: Station, mac: bytes) -> None:
+        """`mac` speaks for the first time: what DHCP gave him before is his, before he says so."""
+        ip = self._dhcp.address_of(mac)
+        if ip is not None:
+            self.claim(station, ip, mac)
+
+    def _is_taken(self, ip: bytes, mac: bytes) -> bool:
+        """For DHCP: whether a guest that is here uses `ip`, and is not the one that has `mac`."""
+        owner = self._owners.get(ip)
+        return owner is not None and owner.addresses[ip] != mac
+
+    def _released(self, ip: bytes) -> None:
+        """For DHCP: the guest that had `ip` gave it back."""
+        owner = self._owners.get(ip)
+        if owner is not None:
+            owner.released(ip)
+
+
+class Station:
+    """One guest's place on the LAN."""
+
+    def __init__(self, lan: Lan, link: Link, identity: Hashable, on_pending: Callable[[], None]) -> None:
+        self.lan = lan
+        self.link = link
+        self.identity = identity
+        self.port = lan.switch.attach(link, on_pending=on_pending, identity=identity)
+        self.addresses: dict[bytes, bytes] = {}  # IP -> the MAC that uses it
+        self.mac: bytes | None = None  # the first that spoke
+        self.ip: bytes | None = None  # the IPv4 address by which he is known: the first, or what DHCP gave last
+        self._server_mac = lan.plan.server_mac
+
+    # Who speaks
+
+    def is_source(self, mac: bytes) -> bool:
+        """Whether this guest may speak as `mac`; the address is his from then on."""
+        if not self.lan.switch.learn(self.port, mac):
+            return False
+        if self.mac is None:
+            self.mac = mac
+            self.lan.welcome(self, mac)
+        return True
+
+    def owns(self, ip: bytes, mac: bytes) -> bool:
+        """Whether this guest may speak as `ip`; the address is his from then on."""
+        return self.addresses.get(ip) == mac or self.lan.claim(self, ip, mac)
+
+    def given(self, ip: bytes, mac: bytes) -> None:
+        """DHCP gave `ip` to this guest."""
+        if self.lan.claim(self, ip, mac):
+            self.ip = ip
+
+    def released(self, ip: bytes) -> None:
+        """The guest gave `ip` back."""
+        self.lan.release(self, ip)
+        if self.ip == ip:
+            self.ip = next((other for other in self.addresses if len(other) == 4), None)
+
+    # What one guest says to another
+
+    @property
+    def has_neighbours(self) -> bool:
+        """Whether a broadcast has somebody to go to."""
+        return len(self.lan.stations) > 1 and not self.lan.isolated
+
+    def forward(self, frame: memoryview, source_mac: bytes, ethertype: int) -> str:
+        """Take a frame to its destination on the LAN.  Returns what to count when it is dropped, else nothing."""
+        if self.lan.isolated:
+            return "isolated"
+        link = self.link
+        return objection(self, frame, source_mac, ethertype) or (
+            ""
+            if self.lan.switch.forward(self.port, frame, link.gso_type, link.gso_size, link.checksum_partial)
+            else "foreign_mac"
+        )
+
+    def lost(self) -> dict[str, int]:
+        """Frames of neighbours that this guest did not get: he took them too slowly, or they were too large."""
+        counters = self.port.counters
+        return {f"switch_{what}": counters[what] for what in ("queue_full", "unfit") if counters[what]}
+
+    def ask(self, ip: bytes) -> None:
+        """Ask this guest whether he has `ip`, RFC 826."""
+        plan = self.lan.plan
+        question = arp.ArpPacket(arp.REQUEST, plan.server_mac, plan.gateway_ip.packed, bytes(6), ip)
+        header = ethernet.HEADER.pack(ethernet.BROADCAST, plan.server_mac, ethernet.ETHERTYPE_ARP)
+        self.port.deliver((header + question.encode(),))
+
+    def leave(self) -> None:
+        """The guest is gone, and what he had is free.  Idempotent."""
+        if self in self.lan.stations:
+            self.lan.stations.remove(self)
+            for ip in list(self.addresses):
+                self.lan.release(self, ip)
+            self.lan.switch.detach(self.port)
+
+
+def link_local(mac: bytes) -> bytes:
+    """The IPv6 link-local address of `mac` (RFC 4291 appendix A)."""
+    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:6]
