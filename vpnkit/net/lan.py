@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
-from tapdev.switch import Switch
 
+from tapdev.switch import Switch
 from vpnkit.net.source_filter import objection
 from vpnkit.wire import arp, ethernet
 from vpnkit.wire.offload import adapt
