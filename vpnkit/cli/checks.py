@@ -24,7 +24,8 @@ State: TypeAlias = Literal["OK", "warn", "missing"]
 CLONE_NEWUSER: Final = 0x10000000
 WANTED_DESCRIPTORS: Final = 4096
 OLDEST_KERNEL: Final = (5, 3)  # pidfd_open(2)
-LIBRARIES: Final = ("trio", "dnspython", "h11", "msgspec", "click", "pyroute2", "dpkt")
+LINUX_LIBRARIES: Final = ("pyroute2",) if sys.platform == "linux" else ()
+LIBRARIES: Final = ("trio", "dnspython", "h11", "msgspec", "click", *LINUX_LIBRARIES, "dpkt")
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -81,6 +82,8 @@ def guest() -> Check:
 def tun_device() -> Check:
     """Whether this user may open /dev/net/tun."""
     name = "/dev/net/tun"
+    if sys.platform != "linux":
+        return Check(name, "missing", f"{sys.platform} has none", "use Linux", needed=True)
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
@@ -93,6 +96,10 @@ def tun_device() -> Check:
 def tap_device() -> Check:
     """Whether this user may make a TAP device here, outside of any namespace: `serve --link tap:` does."""
     name = "TAP on this host"
+    if sys.platform != "linux":
+        return Check(
+            name, "warn", f"{sys.platform} has no TAP devices", "only `--link tap:` needs it: use another link"
+        )
     from tapdev.tap import open_tap
 
     try:
@@ -106,6 +113,8 @@ def tap_device() -> Check:
 def user_namespaces() -> Check:
     """Whether this user can make a user namespace: tried, in a child."""
     name = "user namespaces"
+    if sys.platform != "linux":
+        return Check(name, "warn", f"{sys.platform} has none", "only `vpnkit run` needs them: use Linux")
     number = _in_child(_unshare_user)
     if number == 0:
         return Check(name, "OK", "they can be made")

@@ -17,8 +17,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from tapdev.netns import GuestConfig, NamespaceError, spawn
 from vpnkit.cli.demo_guest import GUEST_PORT, PAGE
+from vpnkit.errors import VpnkitError
 from vpnkit.net.plan import Plan, guest_mac
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ class HostPage(http.server.BaseHTTPRequestHandler):
 
 def demo() -> int:
     """Run it; returns the exit status."""
+    if sys.platform != "linux":
+        raise VpnkitError(f"the demo's guest needs Linux: {sys.platform} has no network namespaces")
+    from tapdev.netns import GuestConfig, NamespaceError, spawn
+
     plan = Plan()
     block = os.urandom(1 << 20)
     digest = hashlib.sha256()

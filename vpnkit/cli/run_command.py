@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -9,6 +10,7 @@ import click
 from portfwd.spec import parse
 from vpnkit.cli.logs import configure
 from vpnkit.cli.options import network_options, parsed, plan_from, settings_from
+from vpnkit.errors import VpnkitError
 
 DEFAULT_NAME: Final = "default"
 
@@ -44,6 +46,11 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
     configure(options["log_level"], options["log_json"])
     plan = plan_from(options)
     settings = settings_from(options)
+
+    if sys.platform != "linux":
+        raise VpnkitError(
+            f"`vpnkit run` needs Linux: {sys.platform} has no network namespaces; `vpnkit serve` works here"
+        )
 
     def behaviour() -> NetworkOptions:
         from vpnkit.net.network import NetworkOptions

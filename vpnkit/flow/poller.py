@@ -36,41 +36,46 @@ class Handler(Protocol):
         ...
 
 
-class _Epoll:
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self.fileno = self._epoll.fileno
-        self.close = self._epoll.close
-        self._interest = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-        # select.epoll bits to ours, for every combination that occurs; filled as they occur
-        self._meaning: dict[int, int] = {}
+if sys.platform == "linux":
 
-    def register(self, fd: int) -> None:
-        self._epoll.register(fd, self._interest)
+    class _Epoll:
+        def __init__(self) -> None:
+            self._epoll = select.epoll()
+            self.fileno = self._epoll.fileno
+            self.close = self._epoll.close
+            self._interest = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+            # select.epoll bits to ours, for every combination that occurs; filled as they occur
+            self._meaning: dict[int, int] = {}
 
-    def unregister(self, fd: int) -> None:
-        self._epoll.unregister(fd)
+        def register(self, fd: int) -> None:
+            self._epoll.register(fd, self._interest)
 
-    def poll(self) -> list[tuple[int, int]]:
-        return self._epoll.poll(0, MAX_EVENTS)
+        def unregister(self, fd: int) -> None:
+            self._epoll.unregister(fd)
 
-    def meaning(self, bits: int) -> int:
-        known = self._meaning.get(bits)
-        if known is None:
-            known = 0
-            if bits & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP):
-                known |= READABLE
-            if bits & (select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR):
-                known |= WRITABLE
-            if bits & (select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP):
-                known |= HANGUP
-            self._meaning[bits] = known
-        return known
+        def poll(self) -> list[tuple[int, int]]:
+            return self._epoll.poll(0, MAX_EVENTS)
 
+        def meaning(self, bits: int) -> int:
+            known = self._meaning.get(bits)
+            if known is None:
+                known = 0
+                if bits & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP):
+                    known |= READABLE
+                if bits & (select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR):
+                    known |= WRITABLE
+                if bits & (select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP):
+                    known |= HANGUP
+                self._meaning[bits] = known
+            return known
 
-if sys.platform != "linux" and hasattr(select, "kqueue"):  # pragma: no cover (no such machine in CI)
+    _Backend = _Epoll
+else:
 
     class _Kqueue:
+        """kqueue(2).  A descriptor has two filters there, so what is ready both ways comes as two events; they are
+        told as one, because the handler of the first may close the descriptor and its number be taken again."""
+
         def __init__(self) -> None:
             self._kqueue = select.kqueue()
             self.fileno = self._kqueue.fileno
@@ -92,21 +97,23 @@ if sys.platform != "linux" and hasattr(select, "kqueue"):  # pragma: no cover (n
             self._control(fd, select.KQ_EV_DELETE)
 
         def poll(self) -> list[tuple[int, int]]:
-            events = []
+            found: dict[int, int] = {}
             for event in self._kqueue.control(None, MAX_EVENTS, 0):
-                bits = READABLE if event.filter == select.KQ_FILTER_READ else WRITABLE
-                if event.flags & (select.KQ_EV_EOF | select.KQ_EV_ERROR):
-                    bits |= HANGUP | READABLE
-                events.append((event.ident, bits))
-            return events
+                ended = event.flags & select.KQ_EV_EOF
+                if event.filter == select.KQ_FILTER_READ:
+                    bits = READABLE | HANGUP if ended else READABLE
+                elif ended and event.fflags:  # the socket's error; without one it is our own `shutdown`
+                    bits = WRITABLE | READABLE | HANGUP
+                else:
+                    bits = WRITABLE
+                found[event.ident] = found.get(event.ident, 0) | bits
+            return list(found.items())
 
         @staticmethod
         def meaning(bits: int) -> int:
             return bits
 
     _Backend = _Kqueue
-else:
-    _Backend = _Epoll
 
 
 class Poller:
