@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # name: (where the command is, the line that `vpnkit --help` has for it)
 COMMANDS: Final = {
     "run": ("vpnkit.cli.run_command:run_command", "Run a command in a network of its own, with no privilege."),
+    "serve": ("vpnkit.cli.serve_command:serve_command", "Be the network of one or more VMs."),
     "demo": ("vpnkit.cli.demo:demo", "The main job on this machine, in under a minute, step by step."),
     "status": ("vpnkit.cli.status:status", "A running instance at a glance."),
     "guests": ("vpnkit.cli.guests:guests", "The guests of a running instance."),

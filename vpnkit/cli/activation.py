@@ -1,6 +1,7 @@
 """Socket activation: sockets that the service manager bound for us, sd_listen_fds(3).
 
-They are found by their address, not by their order: a unix socket is for whatever on the command line has its path.
+They are found by their address, not by their order: a socket is for whatever on the command line has its path, or its
+TCP or vsock address.
 """
 
 from __future__ import annotations
@@ -11,8 +12,14 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tapdev.sources import bound_path, socket_key
+from tapdev.sources.bind import vsock_text
+from tapdev.spec import Kind, tcp_text
+
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, MutableMapping
+
+    from tapdev.spec import LinkSpec
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +31,13 @@ VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDI
 class InheritedSocket:
     fd: int
     name: str  # of LISTEN_FDNAMES; "" when there is none
-    address: str  # the path of a unix socket, of another what people read; "" when it is no socket
+    address: str  # a path, tcp:ADDRESS:PORT or vsock:[CID:]PORT; "" when it has none of these
 
     def __str__(self) -> str:
         words = f"descriptor {self.fd}"
         if self.name:
             words += f" ({self.name})"
-        return f"{words}, {self.address or 'which is no socket'}"
+        return f"{words}, {self.address or 'of unknown address'}"
 
 
 def inherited_sockets(environ: MutableMapping[str, str]) -> list[InheritedSocket]:
@@ -59,34 +66,47 @@ def inherited_sockets(environ: MutableMapping[str, str]) -> list[InheritedSocket
     return found
 
 
-def adopt(sockets: Iterable[InheritedSocket], paths: Iterable[str], numbers: Container[int] = ()) -> dict[str, int]:
-    """path -> descriptor for those of `paths` that came with a socket.
+def addresses(spec: LinkSpec) -> list[str]:
+    """Under which addresses a socket for `spec` may have been bound."""
+    path = bound_path(spec)
+    if path is not None:
+        return [path]
+    if spec.kind is Kind.QEMU and spec.host is not None and spec.port is not None:
+        return [tcp_text(spec.host, spec.port)]
+    if spec.kind is Kind.VSOCK and spec.port is not None:
+        return [vsock_text(spec.cid, spec.port), vsock_text(None, spec.port)]
+    return []
+
+
+def adopt(sockets: Iterable[InheritedSocket], wanted: Iterable[str], numbers: Container[int] = ()) -> dict[str, int]:
+    """address -> descriptor for those of `wanted` that came with a socket.
 
     Those whose number is in `numbers` are for whoever asked for the number.  The rest are closed, with a warning.
     """
-    wanted = {os.path.realpath(path): path for path in paths}
+    known = {_canonical(address): address for address in wanted}
     adopted: dict[str, int] = {}
     for inherited in sockets:
         if inherited.fd in numbers:
             continue
-        path = wanted.get(os.path.realpath(inherited.address)) if inherited.address else None
-        if path is None:
+        address = known.get(_canonical(inherited.address)) if inherited.address else None
+        if address is None:
             log.warning("socket activation: %s, is not on the command line; closed", inherited)
             os.close(inherited.fd)
         else:
-            adopted[path] = inherited.fd
+            adopted[address] = inherited.fd
     return adopted
+
+
+def _canonical(address: str) -> str:
+    return address if address.startswith(("tcp:", "vsock:")) else os.path.realpath(address)
 
 
 def _address(fd: int) -> str:
     try:
-        ours = socket.socket(fileno=fd)
+        sock = socket.socket(fileno=fd)
     except OSError:
         return ""
     try:
-        address = ours.getsockname()
+        return socket_key(sock) or ""
     finally:
-        ours.detach()
-    if isinstance(address, bytes):  # of the abstract namespace
-        return f"@{os.fsdecode(address[1:])}"
-    return address if isinstance(address, str) else str(address)
+        sock.detach()

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tapdev.spec import parse
 from tests.tapdev.guests import environment
-from vpnkit.cli.activation import InheritedSocket, adopt, inherited_sockets
+from vpnkit.cli.activation import InheritedSocket, addresses, adopt, inherited_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,11 +110,35 @@ def test_a_socket_is_for_whoever_has_its_path(directory: Path, caplog: pytest.Lo
     ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the abstract namespace is Linux's")
 def test_addresses_of_other_kinds() -> None:
-    with socket.socket(socket.AF_UNIX) as abstract, socket.socket() as inet:
-        name = f"\0vpnkit-{os.getpid()}"
-        abstract.bind(name)
+    with socket.socket(socket.AF_UNIX) as unbound, socket.socket() as inet:
         inet.bind(("127.0.0.1", 0))
-        lines = found_by_a_process(abstract.fileno(), inet.fileno(), LISTEN_FDS="2")
-        assert lines[:2] == [f"3  @{name[1:]} False", f"4  {inet.getsockname()} False"]
+        lines = found_by_a_process(unbound.fileno(), inet.fileno(), LISTEN_FDS="2")
+        assert lines[:2] == ["3   False", f"4  tcp:127.0.0.1:{inet.getsockname()[1]} False"]
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("qemu:/a", ["/a"]),
+        ("dgram:/a,/b", ["/a"]),
+        ("qemu:tcp:[::1]:80", ["tcp:[::1]:80"]),
+        ("vsock:9", ["vsock:9", "vsock:9"]),
+        ("vsock:3:9", ["vsock:3:9", "vsock:9"]),
+        ("fc-vsock:/v.sock:9", ["/v.sock_9"]),
+        ("hyperkit:/dir:9", ["/dir/00000002.00000009"]),
+        ("tap:a", []),
+        ("qemu-connect:/a", []),
+        ("qemu-connect:tcp:localhost:80", []),
+        ("fd:3", []),
+        ("stdio:", []),
+    ],
+)
+def test_where_the_socket_of_a_link_is(link: str, expected: list[str]) -> None:
+    assert addresses(parse(link)) == expected
+
+
+def test_an_address_is_compared_as_text() -> None:
+    fd = os.open("/dev/null", os.O_RDONLY)
+    assert adopt([InheritedSocket(fd, "", "vsock:9")], ["vsock:3:9", "vsock:9"]) == {"vsock:9": fd}
+    os.close(fd)

@@ -1,0 +1,199 @@
+"""`vpnkit serve`: the network of whoever comes in over the links, until a signal.
+
+Every socket is bound before anything is said and before any guest is served, so that what cannot be had is one error
+and leaves nothing behind.  The end waits for nobody: everything is cancelled, the guests' connections are reset and
+the paths are unlinked.
+
+Signals: SIGTERM, SIGINT and SIGHUP end us in order, SIGHUP not when it was ignored at the start (nohup).  From then on
+they have their default disposition, so the next one kills.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from tapdev.sources import LinkError, open_source
+from tapdev.spec import Kind, tcp_text
+from vpnkit.cli.activation import addresses, adopt, inherited_sockets
+from vpnkit.cli.limits import raise_descriptor_limit
+from vpnkit.cli.readiness import ServiceManager, ready_line, write_ready
+from vpnkit.control.api import routes
+from vpnkit.control.http import serve_http
+from vpnkit.control.listen import listening
+from vpnkit.errors import VpnkitError
+from vpnkit.net.network import Network, NetworkOptions
+from vpnkit.net.reporting import NetworkReporter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from tapdev.sources import Source
+    from tapdev.spec import LinkSpec
+    from vpnkit.cli.options import NetSettings
+    from vpnkit.net.plan import Plan
+
+log = logging.getLogger(__name__)
+
+STDOUT: Final = 1
+STDERR: Final = 2
+
+
+class ServeError(VpnkitError):
+    """A link cannot be had, or broke for good."""
+
+
+def serve(
+    links: Sequence[LinkSpec],
+    plan: Plan,
+    settings: NetSettings,
+    forwards: Sequence[str],
+    *,
+    mtu: int | None = None,
+    ready_fd: int | None = None,
+) -> int:
+    """Serve until a signal, or until no link can bring a guest any more; returns the exit status.
+
+    `mtu` is for every link; None leaves it to each.  Raises what stands in the way of the start, with everything
+    closed and unlinked.
+    """
+    if ready_fd is not None:
+        os.set_inheritable(ready_fd, False)
+    raise_descriptor_limit()
+    endings = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        endings.append(signal.SIGHUP)
+    for number in endings:
+        signal.signal(number, signal.SIG_DFL)  # what trio puts back, once the first has come
+
+    adopted = adopt(
+        inherited_sockets(os.environ),
+        [*(address for spec in links for address in addresses(spec)), str(settings.control_path)],
+        {spec.fd for spec in links if spec.fd is not None},
+    )
+    options = NetworkOptions(
+        name=settings.name,
+        dns=settings.dns,
+        verify_checksums=settings.verify_checksums,
+        max_connections=settings.max_connections,
+        isolate=settings.isolate,
+    )
+
+    async def main() -> None:
+        with ExitStack() as closing:  # after the tasks that use it
+            manager = ServiceManager(os.environ)
+            closing.callback(manager.close)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(_end_on_signal, endings, nursery.cancel_scope)
+                network = Network(plan, options)
+                await nursery.start(network.run)
+                sources = []
+                for spec in links:
+                    source = _open(spec, mtu, settings.offload, adopted)
+                    closing.callback(source.close)
+                    sources.append(source)
+                listener = closing.enter_context(_control(settings.control_path, adopted))
+                exposed = [str(forward.spec) for text in forwards for forward in await network.expose(text)]
+
+                nursery.start_soon(serve_http, listener, routes(NetworkReporter(network)))
+                nursery.start_soon(_run, sources, network, nursery.cancel_scope)
+                nursery.start_soon(manager.feed_watchdog)
+                urls = [str(source.spec) for source in sources]
+                on_stdio = any(spec.kind is Kind.STDIO for spec in links)
+                _say(ready_line(str(settings.control_path), urls, exposed), STDERR if on_stdio else STDOUT)
+                if ready_fd is not None:
+                    write_ready(ready_fd)
+                manager.ready(f"Serving {plan.subnet} on {', '.join(urls)}")
+                closing.callback(manager.stopping)
+
+    trio.run(main)
+    return 0
+
+
+def _open(spec: LinkSpec, mtu: int | None, offload: bool, adopted: Mapping[str, int]) -> Source:
+    """The source of `spec`; its own spec has the port that the system chose.  Raises ServeError."""
+    chosen = None
+    try:
+        if spec.host is not None and spec.port == 0:
+            chosen = _listening_at_any_port(spec.host)
+            port = chosen.getsockname()[1]
+            adopted = {tcp_text(spec.host, port): chosen.fileno()}
+            spec = replace(spec, port=port)
+        source = open_source(spec, mtu=mtu, offload=offload, inherited=adopted)
+    except (LinkError, OSError) as error:
+        if chosen is not None:
+            chosen.close()
+        raise ServeError(f"--link {spec}: {error}") from error
+    if chosen is not None:
+        chosen.detach()
+    return source
+
+
+def _listening_at_any_port(host: str) -> socket.socket:
+    """A TCP socket at the first address of `host`.  Raises OSError."""
+    family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family)
+
+
+async def _run(sources: Sequence[Source], network: Network, scope: trio.CancelScope) -> None:
+    """Run them all; end everything when the last of them has nobody to wait for."""
+    async with trio.open_nursery() as nursery:
+        for source in sources:
+            nursery.start_soon(_run_one, source, network)
+    log.info("no link can bring a guest any more")
+    scope.cancel()
+
+
+async def _run_one(source: Source, network: Network) -> None:
+    try:
+        await source.run(network)
+    except LinkError as error:
+        raise ServeError(f"--link {source.spec}: {error}") from error
+    log.info("link %s has ended", source.spec)
+
+
+@contextmanager
+def _control(path: Path, adopted: Mapping[str, int]) -> Iterator[trio.SocketListener]:
+    """A listener on the control socket, which the service manager may have made."""
+    fd = adopted.get(str(path))
+    if fd is None:
+        with listening(path) as listener:
+            yield listener
+        return
+    with socket.socket(fileno=fd) as server:
+        try:
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(server))
+        except ValueError as error:
+            raise ServeError(f"control socket {path} of socket activation: {error}; ListenStream= makes one") from error
+
+
+async def _end_on_signal(
+    numbers: Sequence[signal.Signals],
+    scope: trio.CancelScope,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with trio.open_signal_receiver(*numbers) as received:
+        task_status.started()
+        async for number in received:
+            log.info("%s", signal.Signals(number).name)
+            break
+    scope.cancel()
+
+
+def _say(line: str, fd: int) -> None:
+    """Write a line for whoever waits for it, past every buffer; that nobody reads it any more is no failure."""
+    if (sys.stdout if fd == STDOUT else sys.stderr) is None:
+        return  # it was closed, and its number may be anything by now
+    try:
+        os.write(fd, f"{line}\n".encode())
+    except OSError as error:
+        log.info("cannot say %r: %s", line, error.strerror)
