@@ -78,7 +78,7 @@ def test_every_link_that_the_readme_mentions_is_one() -> None:
     links = re.findall(r"--link ([^\s`]*[^\s`.])(?!\.\.)[\s`]", text)
     assert len(links) > 15
     for link in links:
-        parse(link)
+        parse(link.strip("'"))
 
 
 def test_the_service_is_a_command_line_of_ours() -> None:
