@@ -246,6 +246,13 @@ class TestIdentity:
         switch.detach(old.port)
         assert switch.learn(other.port, mac(2))
 
+    async def test_the_newest_of_several_inherits(self, switch):
+        ports = [Guest(switch, 2, identity="uuid").port for _ in range(4)]
+        assert switch.learn(ports[1], mac(2))
+        for leaves, inherits in ((1, 3), (3, 2), (2, 0)):
+            switch.detach(ports[leaves])
+            assert switch.owner(mac(2)) is ports[inherits]
+
     async def test_an_inheritance_is_bounded_too(self, switch):
         keeper = Guest(switch, 1, identity="uuid")
         for generation in range(4):
@@ -365,14 +372,14 @@ class TestQueue:
         assert not two.port.flush()
         arrived = two.heard()
         assert not two.port.flush()
-        one.say(two.mac, number=6)
-        assert two.port.queued_frames == 3, "no frame overtakes another"
         arrived += two.heard()
+        one.say(two.mac, number=6)
+        assert two.port.queued_frames == 3, "no frame overtakes another, though the link has room"
         assert not two.port.flush()
         arrived += two.heard()
         assert two.port.flush()
-        assert not two.port.pending
         arrived += two.heard()
+        assert not two.port.pending
         assert arrived == [frame(two.mac, one.mac, number=number) for number in range(7)]
         assert two.port.queued_octets == 0
         assert two.asked == 1

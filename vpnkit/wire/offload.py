@@ -193,8 +193,7 @@ def _partial(frame: Buffer, at: Transport) -> bytearray:
 
 def is_partial(frame: Buffer, at: Transport) -> bool:
     """Whether the checksum is the pseudo-header's alone, though nobody said so, and would not pass as a whole one."""
-    field = _checksum_of(frame, at)
-    if not field or field % 65535 != at.pseudo % 65535:
+    if _checksum_of(frame, at) % 65535 != at.pseudo % 65535:
         return False
     return (at.pseudo + data_sum(memoryview(frame)[at.start : at.end])) % 65535 != 0
 

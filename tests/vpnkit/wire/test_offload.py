@@ -436,6 +436,10 @@ class TestAdapt:
         assert adapt(make(network[0], TCP(flags="S"), payload(1600)), 0, 0, False, JUMBO, ABLE) == ()
         assert adapt(make(network[0], SEGMENT, b""), Gso.TCPV4, 100, True, ABLE, LinkCapabilities(mtu=60)) == ()
 
+    def test_padding_of_a_super_frame_is_not_sent(self):
+        frame = made_partial(make(ETHER / IP4, SEGMENT, payload(3000)))
+        assert only(adapt(frame + b"padding", Gso.TCPV4, 1200, True, ABLE, ABLE))[0] == frame
+
     def test_a_super_frame_that_is_none(self):
         frame = made_partial(make(ETHER / IP4, SEGMENT, payload(100)))
         assert only(adapt(frame, Gso.TCPV4, 1200, True, ABLE, ABLE)) == (frame, 34, 16, 0, 0, 0)
