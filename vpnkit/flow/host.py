@@ -90,6 +90,7 @@ def reset(made: socket.socket) -> None:
 UDP_GRO: Final = 104  # linux/udp.h, level IPPROTO_UDP: several datagrams of one sender in one read
 IP_RECVERR: Final = 11  # linux/in.h: ICMP errors wait in the socket's error queue
 UDP_RECEIVE_BUFFER: Final = 1 << 20
+UDP_SEND_BUFFER: Final = 1 << 18  # on the BSDs it limits a datagram, to 9216 octets unless it is set
 
 
 def udp_socket(*, gro: bool) -> socket.socket:
@@ -106,6 +107,8 @@ def udp_socket(*, gro: bool) -> socket.socket:
             made.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
             if gro:
                 made.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        else:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UDP_SEND_BUFFER)
     except BaseException:
         made.close()
         raise
