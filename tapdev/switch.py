@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 QUEUE_FRAMES: Final = 512  # of one port: a burst of 64 KiB super-frames, cut for a link that can take none
 QUEUE_OCTETS: Final = 2 << 20
-MACS_PER_PORT: Final = 16  # a bridge or a few containers in a guest; beyond, a guest fills the table
+MACS_PER_PORT: Final = 16  # a bridge or a few containers in a guest; beyond, the one learned first is forgotten
 
 NOBODY: Final = bytes(6)
 
@@ -43,7 +43,7 @@ class Port:
         self.link = link
         self.name = name
         self.identity = identity
-        self.macs: set[bytes] = set()
+        self.macs: dict[bytes, None] = {}  # in the order in which they spoke first
         self.counters: Counter[str] = Counter()  # frames: queue_full, link_closed, unfit; refused sources: see `learn`
         self.queued_octets = 0
         self._queue: deque[Outgoing] = deque()
@@ -135,7 +135,7 @@ class Switch:
         self._reserved.add(mac)
         port = self._owners.pop(mac, None)
         if port is not None:
-            port.macs.discard(mac)
+            port.macs.pop(mac, None)
 
     def attach(
         self, link: Link, on_pending: Callable[[], None], *, name: str = "", identity: Hashable | None = None
@@ -162,7 +162,7 @@ class Switch:
         heir = next((other for other in reversed(self._ports) if _is_same_guest(port, other)), None)
         for mac in port.macs:
             if heir is not None and len(heir.macs) < MACS_PER_PORT:
-                heir.macs.add(mac)
+                heir.macs[mac] = None
                 self._owners[mac] = heir
             else:
                 del self._owners[mac]
@@ -176,8 +176,8 @@ class Switch:
         """Whether `port` may send from `mac`; if so, frames to `mac` go to it from now on.
 
         First come, first served: nobody takes the MAC of a guest that is attached.  A refusal is counted at the
-        port: spoofed_mac (another guest's or the switch owner's), bad_source_mac (a group's, or none),
-        too_many_macs.
+        port: spoofed_mac (another guest's or the switch owner's), bad_source_mac (a group's, or none).  A port has
+        at most MACS_PER_PORT, and a further one takes the place of its first.
         """
         owner = self._owners.get(mac)
         if owner is port:
@@ -186,12 +186,14 @@ class Switch:
             port.counters["spoofed_mac"] += 1
         elif len(mac) != 6 or mac[0] & 1 or mac == NOBODY:
             port.counters["bad_source_mac"] += 1
-        elif len(port.macs) >= MACS_PER_PORT:
-            port.counters["too_many_macs"] += 1
         elif port in self._ports:
             if owner is not None:
-                owner.macs.discard(mac)
-            port.macs.add(mac)
+                owner.macs.pop(mac, None)
+            if len(port.macs) >= MACS_PER_PORT:
+                oldest = next(iter(port.macs))
+                del port.macs[oldest], self._owners[oldest]
+                port.counters["forgotten_macs"] += 1
+            port.macs[mac] = None
             self._owners[mac] = port
             return True
         return False

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from tapdev.sources import LinkError, open_source
-from tapdev.spec import Kind, tcp_text
+from tapdev.spec import DEFAULT_MTU, Kind, tcp_text
 from vpnkit.cli.activation import addresses, adopt, inherited_sockets
 from vpnkit.cli.limits import raise_descriptor_limit
 from vpnkit.cli.readiness import ServiceManager, ready_line, write_ready
@@ -32,6 +32,7 @@ from vpnkit.control.listen import listening
 from vpnkit.errors import VpnkitError
 from vpnkit.net.network import Network, NetworkOptions
 from vpnkit.net.reporting import NetworkReporter
+from vpnkit.wire.checksum import enable_fast_sums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +87,10 @@ def serve(
         verify_checksums=settings.verify_checksums,
         max_connections=settings.max_connections,
         isolate=settings.isolate,
+        connect_mtu=mtu or DEFAULT_MTU[Kind.STDIO],
     )
+    if any(spec.kind is not Kind.TAP for spec in links):
+        enable_fast_sums()  # now, not in the middle of a guest's first transfer
 
     async def main() -> None:
         with ExitStack() as closing:  # after the tasks that use it
@@ -104,7 +108,7 @@ def serve(
                 listener = closing.enter_context(_control(settings.control_path, adopted))
                 exposed = [str(forward.spec) for text in forwards for forward in await network.expose(text)]
 
-                nursery.start_soon(serve_http, listener, routes(NetworkReporter(network)))
+                nursery.start_soon(serve_http, listener, routes(NetworkReporter(network), network.connect))
                 nursery.start_soon(_run, sources, network, nursery.cancel_scope)
                 nursery.start_soon(manager.feed_watchdog)
                 urls = [str(source.spec) for source in sources]

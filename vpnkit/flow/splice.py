@@ -237,7 +237,7 @@ class SpliceFlow(TcpFlow):
             if self._hangup and len(data) < limit:
                 sender.write(data)  # the end is likely next, and its FIN travels with the data
                 continue
-            if sender.may_stream and len(data) <= sender.window - sender.in_flight:
+            if sender.may_stream and len(data) <= sender.window - sender.in_flight and not self.guest.link_is_full:
                 self._stream(data, now)
             else:
                 sender.write(data)

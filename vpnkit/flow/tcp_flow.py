@@ -28,6 +28,7 @@ class FlowHost(Protocol):
 
     link: Link
     checksum_offload: bool
+    link_is_full: bool  # it refused a frame, and did not say since that it takes more
 
     def now(self) -> float:
         """Seconds, of the guest's clock."""
@@ -159,7 +160,7 @@ class TcpFlow:
         """Let what should leave leave.  False when the link is full."""
         connection = self.connection
         while (segment := connection.next_segment()) is not None:
-            if not self._send(segment):
+            if self.guest.link_is_full or not self._send(segment):
                 self.guest.link_full(self)
                 return False
             connection.sent(segment, now)

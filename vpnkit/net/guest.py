@@ -86,6 +86,7 @@ class Guest:
         self._datagrams: deque[UdpMapping] = deque()
         self._blocked: dict[bytes, TcpFlow] = {}  # flows that wait until the link takes frames again
         self._link_writable = trio.Event()
+        self.link_is_full = False  # so that nobody makes a segment, and its checksum, only to keep it
         self.ours = {plan.gateway_ip.packed}
         if plan.host_ip is not None:
             self.ours.add(plan.host_ip.packed)
@@ -178,6 +179,7 @@ class Guest:
             await self._link_writable.wait()
             await self.link.wait_writable()
             self._link_writable = trio.Event()
+            self.link_is_full = False
             blocked, self._blocked = self._blocked, {}
             for flow in blocked.values():
                 self.touch(flow)
@@ -310,6 +312,7 @@ class Guest:
 
     def link_full(self, flow: TcpFlow) -> None:
         self._blocked[flow.key] = flow
+        self.link_is_full = True
         self._link_writable.set()
 
     def _link_writable_wanted(self) -> None:

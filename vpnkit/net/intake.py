@@ -96,7 +96,7 @@ class Intake:
         else:
             destination_mac, source_mac, ethertype = ethernet.HEADER.unpack_from(frame)
         station = self._station
-        if source_mac != station.mac and not station.is_source(source_mac):
+        if (source_mac != station.mac or station.identity is not None) and not station.is_source(source_mac):
             self._guest.count("spoofed_mac")
             return
         if destination_mac != self._server_mac:

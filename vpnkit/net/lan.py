@@ -155,7 +155,7 @@ class Station:
         """Whether this guest may speak as `mac`; the address is his from then on."""
         if not self.lan.switch.learn(self.port, mac):
             return False
-        if self.mac is None:
+        if self.mac not in self.port.macs:  # he has not spoken yet, or his first address was forgotten for this one
             self.mac = mac
             self.lan.welcome(self, mac)
         return True

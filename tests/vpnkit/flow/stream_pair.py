@@ -29,6 +29,7 @@ class WireEnd:
     """What a flow needs of its guest, and of his link."""
 
     checksum_offload = False
+    link_is_full = False
 
     def __init__(self, name: str, wire: Wire) -> None:
         self.name = name

@@ -106,6 +106,7 @@ async def test_two_connections_of_one_uuid_are_one_guest():
         idle.speak()
         await world.settled(idle)
         assert world.network.lan.holder(registration.ip).station is idle.guest.station, "where it was used last"
+        assert world.network.lan.switch.owner(registration.mac) is idle.guest.station.port
         await world.go(idle)
         busy.speak()
         await world.settled(busy)
