@@ -101,13 +101,13 @@ class Instance:
         argv = [sys.executable, "-m", "vpnkit", "serve", "--control", str(self.control)]
         argv += [word for link in links for word in ("--link", link)] + list(options)
         ready, told = os.pipe()
-        ours: list[int] = [os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY)]
+        self.on_stdio = links == ["stdio:"]
         if "stdio:" in links:
-            for fd in ours:
-                os.close(fd)
             read_by_us, written_by_guest = os.pipe()
             read_by_guest, written_by_us = os.pipe()
             ours, self.pipes = [read_by_us, written_by_us], [read_by_guest, written_by_guest]
+        else:
+            ours = [os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY)]
         with host.entered():
             self.process = subprocess.Popen(
                 [*argv, "--ready-fd", str(told)],
@@ -148,6 +148,7 @@ class Instance:
         return done.stdout
 
     def kill(self) -> None:
+        """End it, if it has not ended.  Idempotent."""
         self.process.kill()
         self._ended()
 
@@ -161,7 +162,8 @@ class Instance:
 
     def close(self) -> None:
         """End it in the ordinary way, and look whether it was well all the time."""
-        self.process.send_signal(signal.SIGTERM)
+        if not self.on_stdio or self.pipes:  # else it ends by itself when the guest does
+            self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
