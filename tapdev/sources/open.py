@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import stat
+import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +51,8 @@ def open_source(
         return _open_fd(spec, spec.fd, mtu, offload)
     size = _mtu(spec.kind, mtu)
     if spec.kind is Kind.TAP:
+        if sys.platform != "linux":
+            raise LinkError(f"{sys.platform} has no TAP devices that we could make; take another kind of link")
         from tapdev.sources.tap import open_tap_source  # of Linux
 
         return open_tap_source(spec, size, offload)
@@ -100,7 +103,7 @@ def _datagrams(spec: LinkSpec, kind: Kind, bound: BoundSocket, mtu: int) -> Data
 
 
 def _open_fd(spec: LinkSpec, fd: int, mtu: int | None, offload: bool) -> Source:
-    if spec.kind is Kind.FD and stat.S_ISCHR(check_open(fd).st_mode):
+    if sys.platform == "linux" and spec.kind is Kind.FD and stat.S_ISCHR(check_open(fd).st_mode):
         from tapdev.sources.tap import adopt_tap_source
 
         tap = adopt_tap_source(spec, fd, _mtu(Kind.TAP, mtu), offload)

@@ -19,8 +19,10 @@ import resource
 import runpy
 import select
 import selectors
+import shutil
 import socket
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -128,18 +130,23 @@ def become_macos():
     sockets.install(kqueue.shut_down)
     os.uname = lambda: os.uname_result(("Darwin", "mac.local", "23.6.0", "Darwin Kernel Version 23.6.0", "arm64"))
     platform._uname_cache = None
+    sys.platform = "darwin"
+    for module in (shutil, tempfile):  # they look at the platform when they are imported
+        importlib.reload(module)
     hide_files()
     limit_descriptors()
     sys.meta_path.insert(0, Refuse())
     for name in [name for name in sys.modules if name.partition(".")[0] in ("tapdev", "vpnkit", "portfwd", "pcap")]:
         raise AssertionError(f"{name} was imported on Linux")
-    sys.platform = "darwin"
     return gone
 
 
 if __name__ == "__main__":
     assert sys.platform == "linux", "here it is about doing without Linux"
     assert not hasattr(socket, "AF_SYSTEM")
+    if sys.argv[1] == "pytest":  # whose tests may use scapy, which looks for the system's own interfaces
+        for name in ("dhcp", "dns", "inet", "inet6", "l2"):
+            importlib.import_module(f"scapy.layers.{name}")
     become_macos()
     sys.argv[:] = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
