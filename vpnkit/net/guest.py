@@ -186,7 +186,10 @@ class Guest:
             try:
                 if not self.station.port.flush():
                     self._link_writable.set()
-                self.settle()
+                self._work()
+                while self.touched or self._datagrams:  # the other tasks sleep, and would not see it
+                    await trio.lowlevel.checkpoint()
+                    self._work()
             except LinkClosed:
                 await trio.sleep_forever()  # the link's own task sees it too, and ends us
 
