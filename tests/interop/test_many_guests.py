@@ -68,7 +68,7 @@ def test_sixty_four_at_once(lab, peer_program, lease_script, kind):
         [report] = instance.ask("guests")
         assert (report["ip"], report["mac"]) == (first.ip, first.mac)
         assert len(instance.ask("leases")) == MANY
-        wait_for(lambda: instance.vpnkit.descriptors() == descriptors, f"{descriptors} descriptors, as with one guest")
+        wait_for(lambda: instance.vpnkit.descriptors() <= descriptors, f"{descriptors} descriptors, as with one guest")
         transfer(first, MANY)
 
 
@@ -98,7 +98,7 @@ def test_two_hundred_in_turn(lab, peer_program, lease_script, kind):
         assert server.failures == []
         if way.shared:
             no_flow_is_left(instance)
-            wait_for(lambda: instance.vpnkit.descriptors() == descriptors, f"{descriptors} descriptors, as with none")
+            wait_for(lambda: instance.vpnkit.descriptors() <= descriptors, f"{descriptors} descriptors, as with none")
         growth = (sizes[-1] - sizes[TURNS // 4]) / (TURNS * 3 // 4)
         assert growth < 30_000, f"{growth:.0f} octets of memory for each guest that was: {sizes[:: TURNS // 10]}"
     namespace.close()
