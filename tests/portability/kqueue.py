@@ -51,7 +51,7 @@ ONE = (1).to_bytes(8, "little")
 _open: weakref.WeakSet[kqueue] = weakref.WeakSet()
 
 
-class kevent:  # noqa: N801 (its name)
+class kevent:
     __slots__ = ("data", "fflags", "filter", "flags", "ident", "udata")
 
     def __init__(self, ident, filter=KQ_FILTER_READ, flags=KQ_EV_ADD, fflags=0, data=0, udata=0):  # noqa: A002
@@ -66,7 +66,7 @@ class kevent:  # noqa: N801 (its name)
         return f"<kevent {self.ident} {self.filter} {self.flags:#x} {self.fflags} {self.data}>"
 
 
-class kqueue:  # noqa: N801
+class kqueue:
     def __init__(self):
         self._outer = _epoll()
         self._epolls = {filter_: _epoll() for filter_ in _ALWAYS}

@@ -32,17 +32,9 @@ import trio.testing
 sys.path[0] = str(Path(__file__).parent.parent.parent)  # in place of this directory
 
 from tests.portability import kqueue, sockets  # noqa: E402
+from tests.portability.macos_modules import FORBIDDEN  # noqa: E402
 from tests.portability.stubs import only_on_linux  # noqa: E402
 
-FORBIDDEN = (
-    "pyroute2",
-    "tapdev.tap",
-    "tapdev.netns",
-    "tapdev.netns_tap",
-    "tapdev.signals",
-    "tapdev._namespace_init",
-    "tapdev._namespace_mounts",
-)
 HIDDEN = ("/proc", "/sys", "/dev/net", "/dev/vsock", "/run/netns")
 SOFT_DESCRIPTORS, MAX_DESCRIPTORS = 256, 10240  # launchd's default; kern.maxfilesperproc
 TOUCHED = ("open", "stat", "lstat", "listdir", "scandir", "readlink", "access")

@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+from typing import ClassVar
 
 MAX_PATH = 103  # octets of sun_path without its NUL
 UNIX_DATAGRAM = 2048  # net.local.dgram.maxdgram
@@ -21,9 +22,8 @@ LEVELS = {socket.SOL_SOCKET: "SO_", socket.IPPROTO_IP: "IP_", socket.IPPROTO_TCP
 
 _poll = select.poll
 _HUP = select.POLLHUP
-_SNDBUF = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-with _SNDBUF:
-    DEFAULT_SNDBUF = _SNDBUF.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as fresh:
+    DEFAULT_SNDBUF = fresh.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
 
 def _error(number):
@@ -82,7 +82,7 @@ class Mac:
     """The methods as macOS has them."""
 
     shut_down = staticmethod(lambda fd: None)  # told of every `shutdown`
-    options: dict[int, frozenset[int]] = {}  # level: what `setsockopt` knows
+    options: ClassVar[dict[int, frozenset[int]]] = {}  # level: what `setsockopt` knows
     flags = 0  # what `recvmsg` and `sendmsg` know
 
     def __init__(self, family=-1, type=-1, proto=-1, fileno=None):  # noqa: A002
@@ -115,9 +115,9 @@ class Mac:
             raise _error(errno.ENOPROTOOPT)
         if _is_over(self):
             raise _error(errno.EINVAL)
-        if level == socket.SOL_SOCKET and option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            if value[0] > MAX_SOCKET_BUFFER:
-                raise _error(errno.ENOBUFS)
+        buffer = level == socket.SOL_SOCKET and option in (socket.SO_SNDBUF, socket.SO_RCVBUF)
+        if buffer and value[0] > MAX_SOCKET_BUFFER:
+            raise _error(errno.ENOBUFS)
         return Plain.setsockopt(self, level, option, *value)
 
     def shutdown(self, how):
@@ -177,6 +177,6 @@ def install(shut_down):
         if name.startswith("MSG_"):
             Mac.flags |= value
     for name, method in vars(Mac).items():
-        if not name.startswith("_") and name not in ("shut_down", "options", "flags") or name == "__init__":
+        if (not name.startswith("_") and name not in ("shut_down", "options", "flags")) or name == "__init__":
             setattr(socket.socket, name, method)
     socket.socketpair = _socketpair(socket.socketpair)

@@ -57,7 +57,7 @@ def served(place: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=SECONDS)
             assert (process.returncode, out, err) == (0, b"", b"")
-            assert not list(place.glob("[!d]*[!t]")), "the paths are unlinked"
+            assert {path.name for path in place.iterdir()} <= {"dgram-guest", "vfkit-guest"}, "ours are unlinked"
         finally:
             process.kill()
 
@@ -124,8 +124,7 @@ async def use(kind: str, place: Path, ports: tuple[int, int, int]) -> str:
 
         client = guest.call(free_port())
         await client.closed()
-        assert client.reset_sequence is not None, "a refused connection is refused"
-        assert "refused" in str(client.connection.aborted) or client.connection.aborted
+        assert client.reset_sequence is not None, "a refused connection is reset, not silence"
 
         client = await guest.connect(reset)
         await client.send(b"x")
@@ -151,8 +150,7 @@ async def test_all_at_once(served, place):
     async def guest(kind: str) -> None:
         addresses.append(await use(kind, place, ports))
 
-    async with host_servers() as ports:
-        async with trio.open_nursery() as nursery:
-            for kind in KINDS:
-                nursery.start_soon(guest, kind)
+    async with host_servers() as ports, trio.open_nursery() as nursery:
+        for kind in KINDS:
+            nursery.start_soon(guest, kind)
     assert len(set(addresses)) == len(KINDS)
