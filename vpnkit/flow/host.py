@@ -10,12 +10,22 @@ import socket
 import struct
 import sys
 from enum import Enum, auto
-from typing import Final
+from typing import Final, Protocol
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: close sends a RST
 IN_PROGRESS: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK, errno.EINTR})
 
 Address = tuple[str, int]
+
+
+class HostSockets(Protocol):
+    """The host's network as flows need it: this module, or a simulation."""
+
+    def tcp_socket(self) -> socket.socket: ...
+    def start_connect(self, made: socket.socket, address: Address) -> int: ...
+    def udp_socket(self, *, gro: bool) -> socket.socket: ...
+    def ping_socket(self) -> tuple[socket.socket, bool]: ...
+    def resolver_socket(self, family: socket.AddressFamily) -> socket.socket: ...
 
 
 class Failure(Enum):
@@ -128,3 +138,10 @@ def ping_socket() -> tuple[socket.socket, bool]:
         raw = True
     made.setblocking(False)
     return made, raw
+
+
+def resolver_socket(family: socket.AddressFamily) -> socket.socket:
+    """A non-blocking UDP socket for one question to one server.  Raises OSError."""
+    made = socket.socket(family, socket.SOCK_DGRAM)
+    made.setblocking(False)
+    return made

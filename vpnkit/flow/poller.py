@@ -116,11 +116,22 @@ else:
     _Backend = _Kqueue
 
 
+class Backend(Protocol):
+    """What knows which descriptors are ready: the kernel, or a simulation of it."""
+
+    def fileno(self) -> int: ...
+    def register(self, fd: int) -> None: ...
+    def unregister(self, fd: int) -> None: ...
+    def poll(self) -> list[tuple[int, int]]: ...
+    def meaning(self, bits: int) -> int: ...
+    def close(self) -> None: ...
+
+
 class Poller:
     """Descriptors and the handlers that are told about them.  Not task-safe: one loop calls `poll`."""
 
-    def __init__(self) -> None:
-        self._backend = _Backend()
+    def __init__(self, backend: Backend | None = None) -> None:
+        self._backend: Backend = backend or _Backend()
         self._meaning = self._backend.meaning
         self._poll = self._backend.poll
         self._handlers: dict[int, Handler] = {}

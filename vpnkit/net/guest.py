@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from tapdev.link import Link
+    from vpnkit.flow.host import HostSockets
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.plan import Plan
     from vpnkit.net.udp_mapping import UdpMapping
@@ -67,17 +68,19 @@ class Guest:
         verify_checksums: bool = False,
         admit: Callable[[], bool] = lambda: True,
         warn: Callable[[str], None] = log.warning,
+        host: HostSockets = host_sockets,
+        poller: Poller | None = None,
     ) -> None:
         self.link = link
         self.plan = plan
         self.number = number
         self.name = name or type(link).__name__
         self.random = rng
-        self.host = host_sockets
+        self.host = host
         self.admit = admit
         self.now = trio.lowlevel.current_clock().current_time  # a third of what trio.current_time() costs
         self.counters: Counter[str] = Counter()
-        self.poller = Poller()
+        self.poller = poller or Poller()
         self.checksum_offload = link.capabilities.checksum
         self._warn = warn
         self._warned: set[str] = set()

@@ -19,6 +19,8 @@ import trio
 from portfwd.spec import parse
 from portfwd.table import ForwardTable
 from tapdev.stream import VMNET, stream_link
+from vpnkit.flow import host as host_sockets
+from vpnkit.flow.poller import Poller
 from vpnkit.net.guest import Guest
 from vpnkit.net.identities import Identities
 from vpnkit.net.lan import Lan
@@ -31,13 +33,14 @@ from vpnkit.services.dns import DnsService
 from vpnkit.services.resolvconf import ResolvConf
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
     from uuid import UUID
 
     from portfwd.spec import Spec
     from portfwd.table import Forward
     from tapdev.link import Link
     from tapdev.vmnet import Registration
+    from vpnkit.flow.host import HostSockets
     from vpnkit.net.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,8 @@ class NetworkOptions:
     isolate: bool = False  # guests may not speak to each other
     connect_mtu: int = 1500  # octets, of guests that come by the control socket's /connect
     rng: random.Random = field(default_factory=random.SystemRandom)
+    host: HostSockets = host_sockets  # the host's network, and
+    poller: Callable[[], Poller] = Poller  # what knows when its sockets are ready
 
 
 class Network:
@@ -126,9 +131,17 @@ class Network:
                 verify_checksums=self.options.verify_checksums,
                 admit=self._admit,
                 warn=self._warn,
+                host=self.options.host,
+                poller=self.options.poller(),
             )
             guest.gateway.dns = DnsService(
-                self.names, self.dns_servers, guest.poller, guest.deadlines, trio.current_time, self.options.rng
+                self.names,
+                self.dns_servers,
+                guest.poller,
+                guest.deadlines,
+                trio.current_time,
+                self.options.rng,
+                self.options.host.resolver_socket,
             )
             if mac is not None and ip is not None:
                 self.dhcp.reserve(mac, ip.packed)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from vpnkit.errors import WireError
+from vpnkit.flow.host import resolver_socket
 from vpnkit.flow.poller import READABLE
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.dns import ATTEMPT_SECONDS, MAX_SERVERS, TOTAL_SECONDS, UNWILLING, WRONG, Forwarder
@@ -89,9 +90,8 @@ class _Attempt:
         self.lookup = lookup
         self.index = index
         self.wrong = 0
-        self.sock = socket.socket(family, socket.SOCK_DGRAM)
+        self.sock = service.open_socket(family)
         try:
-            self.sock.setblocking(False)
             self.sock.connect(address)
             self.send()
         except BaseException:
@@ -150,7 +150,9 @@ class DnsService:
         deadlines: Deadlines,
         clock: Callable[[], float],
         rng: Dice,
+        open_socket: Callable[[socket.AddressFamily], socket.socket] = resolver_socket,
     ) -> None:
+        self.open_socket = open_socket
         self.names = names
         self._servers = servers
         self._poller = poller
