@@ -21,6 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+# macOS, sys/un.h and sys/ucred.h
+SOL_LOCAL: Final = 0
+LOCAL_PEERCRED: Final = 1
+LOCAL_PEERPID: Final = 2
+XUCRED_VERSION: Final = 0
+XUCRED_SIZE: Final = 76  # version 4 | uid 4 | ngroups 2 | pad 2 | groups 16 x 4
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -116,12 +123,25 @@ def served_by(path: str | os.PathLike[str]) -> str | None:
 
 def peer_credentials(connection: HasOptions) -> tuple[int, int] | None:
     """(pid, uid) of the process at the other end, or None where the system does not tell."""
+    if sys.platform == "darwin":
+        return _darwin_credentials(connection)
     option = getattr(socket, "SO_PEERCRED", None)
     if sys.platform != "linux" or option is None:
         return None
     credentials = connection.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("iII"))
     pid, uid, _gid = struct.unpack("iII", credentials)
     return pid, uid
+
+
+def _darwin_credentials(connection: HasOptions) -> tuple[int, int] | None:
+    """sys/un.h: LOCAL_PEERCRED gives a struct xucred, which begins with its version and the effective uid."""
+    try:
+        credentials = connection.getsockopt(SOL_LOCAL, LOCAL_PEERCRED, XUCRED_SIZE)
+        pid = connection.getsockopt(SOL_LOCAL, LOCAL_PEERPID, struct.calcsize("i"))
+    except OSError:
+        return None
+    version, uid = struct.unpack_from("=II", credentials)
+    return (struct.unpack("=i", pid)[0], uid) if version == XUCRED_VERSION else None
 
 
 def permitted(connection: HasOptions) -> bool:

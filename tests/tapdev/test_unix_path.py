@@ -271,3 +271,25 @@ def test_peers(uid: int, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None
     assert permitted(Peer()) is allowed
     monkeypatch.setattr(sys, "platform", "darwin")
     assert permitted(Peer())
+
+
+class DarwinSocket:
+    """What macOS says of a peer: struct xucred, and his process id."""
+
+    def __init__(self, version: int = 0) -> None:
+        self._version = version
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        assert level == 0
+        if option == 1:
+            return struct.pack("=IIhxx16I", self._version, 501, 1, *range(16))[:size]
+        assert (option, size) == (2, 4)
+        return struct.pack("=i", 4711)
+
+
+def test_credentials_as_macos_gives_them(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert unix_path.peer_credentials(DarwinSocket()) == (4711, 501)
+    assert unix_path.peer_credentials(DarwinSocket(version=9)) is None
+    with socket.socket(socket.AF_UNIX) as unconnected:
+        assert unix_path.peer_credentials(unconnected) is None, "no such option here"
