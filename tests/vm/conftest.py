@@ -10,7 +10,7 @@ from tests.interop.guest_tools import BLOCK, REMOTE, Directory, Lab
 from tests.interop.servers import NameServer, WebServer
 from tests.vm.image import Image, ImageError
 from tests.vm.machine import QEMU
-from tests.vm.tools import digest_server
+from tests.vm.tools import Digests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,8 +47,8 @@ def web(lab):
 
 @pytest.fixture(scope="session")
 def sums(lab):
-    """Answers each connection with the SHA-256 of what it sent."""
-    with digest_server(lab.host) as server:
+    """Says what it got, by its SHA-256."""
+    with Digests(lab.host) as server:
         yield server
 
 

@@ -110,11 +110,17 @@ def test_refused(site, lab):
 
 
 def test_download(site, web):
-    download(site.machine, web.port, 8)
+    download(site.machine, web.port, 16)
 
 
 def test_upload(site, web, sums):
-    upload(site.machine, web.port, ALIAS, sums.port, 8)
+    upload(site.machine, web.port, sums, 16)
+
+
+def test_answer_after_the_end(site, sums):
+    """What the host says when the VM has said all it has to say."""
+    output = site.machine.check(f"printf all | nc {ALIAS} {sums.port}")
+    assert output == digest_of(iter([b"all"]))
 
 
 def test_from_the_host_through_a_forward(site, lab):

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from tests.interop.guest_tools import ALIAS, GUEST
+from tests.interop.guest_tools import GUEST
 from tests.vm.machine import Machine, boot_together
 from tests.vm.tools import MACS, MEBIBYTE, Cables, Serve, download, give, lease, upload
 
@@ -16,14 +16,14 @@ BULK = 256  # MiB
 
 def transfer(machine, web, sums, mebibytes):
     download(machine, web.port, mebibytes)
-    upload(machine, web.port, ALIAS, sums.port, mebibytes)
+    upload(machine, web.port, sums, mebibytes)
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("kinds", "mebibytes"),
     [
-        pytest.param(("stream", "tap"), 4, id="stream-and-tap"),
+        pytest.param(("stream", "tap"), 16, id="stream-and-tap"),
         *(
             pytest.param(kinds, BULK, marks=pytest.mark.slow, id="{}-and-{}-bulk".format(*kinds))
             for kinds in [

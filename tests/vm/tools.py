@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import struct
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.interop.guest_tools import ALIAS, BLOCK, Namespace, Server, digest_of, received, stream
+from tests.interop.guest_tools import ALIAS, BLOCK, Namespace, Server, digest_of, received, stream, wait_for
 from tests.tapdev.guests import environment, eventually
 
 if TYPE_CHECKING:
@@ -214,51 +214,76 @@ def listening(machine: Machine, port: int) -> None:
 
 MEBIBYTE = 1 << 20
 
+# `nc -e` makes the connection the standard output, and cat fills it by sendfile: nc itself copies in kibibytes.
+SENDER = """#!/bin/sh
+i=0
+while [ $i -lt $2 ]; do printf %s:%08d $1 $i; cat /tmp/block; i=$((i + 1)); done
+"""
 
-def download(machine: Machine, port: int, mebibytes: int, timeout: float = 300) -> None:
-    """From the web server of the host."""
-    size = mebibytes * MEBIBYTE
-    output = machine.check(f"wget -q -O - http://{ALIAS}:{port}/bytes/{size} | sha256sum", timeout)
-    assert output.split() == [digest_of(stream(size)), "-"], output
 
-
-def mebibytes_of(count: int) -> Iterator[bytes]:
+def mebibytes_of(seed: str, count: int) -> Iterator[bytes]:
+    """What SENDER sends."""
     for number in range(count):
-        yield f"{number:08d}".encode()
+        yield f"{seed}:{number:08d}".encode()
         yield BLOCK
 
 
-def prepare(machine: Machine, port: int) -> str:
-    """The shell function `data N`, which prints what `mebibytes_of(N)` yields; it needs BLOCK, that is fetched."""
+def prepare(machine: Machine, web: int) -> None:
+    """Have the VM fetch what `mebibytes_of` is made of."""
     if machine.run("[ -e block ]")[0]:
-        machine.check(f"wget -q -O block http://{ALIAS}:{port}/block")
-    return "data() { i=0; while [ $i -lt $1 ]; do printf %08d $i; cat block; i=$((i + 1)); done; }"
+        machine.check(f"wget -q -O block http://{ALIAS}:{web}/block")
+        machine.check(f"cat > send <<'EOF'\n{SENDER}EOF\nchmod +x send")
 
 
-def upload(machine: Machine, web: int, address: str, port: int, mebibytes: int, timeout: float = 300) -> None:
-    """To somebody who answers with the SHA-256, as `digests` does."""
-    function = prepare(machine, web)
-    output = machine.check(f"{function}; data {mebibytes} | nc {address} {port}", timeout)
-    assert output.split()[:1] == [digest_of(mebibytes_of(mebibytes))], output
+class Digests:
+    """Takes connections on the host; answers the end of each with the SHA-256 of what came, and remembers it."""
+
+    def __init__(self, host: Namespace) -> None:
+        self.seen: list[str] = []
+        self._server = Server(host.listen(), self._serve)
+        self.port = self._server.port
+
+    def _serve(self, connection: socket.socket) -> None:
+        digest = digest_of(received(connection))
+        self.seen.append(digest)
+        try:
+            connection.sendall(digest.encode())
+        except ConnectionError:
+            pass  # who has exited does not read
+
+    def __enter__(self) -> Digests:
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.__exit__()
+
+
+def download(machine: Machine, web: int, mebibytes: int, timeout: float = 300) -> None:
+    """From the web server of the host."""
+    size = mebibytes * MEBIBYTE
+    output = machine.check(f"wget -q -O - http://{ALIAS}:{web}/bytes/{size} | sha256sum", timeout)
+    assert output.split() == [digest_of(stream(size)), "-"], output
+
+
+def upload(machine: Machine, web: int, digests: Digests, mebibytes: int, timeout: float = 300) -> None:
+    """To the host."""
+    prepare(machine, web)
+    seed = secrets.token_hex(8)
+    machine.check(f"nc {ALIAS} {digests.port} -e ./send {seed} {mebibytes}", timeout)
+    expected = digest_of(mebibytes_of(seed, mebibytes))
+    wait_for(lambda: expected in digests.seen, f"the SHA-256 of {mebibytes} MiB from {machine.mac}", 30)
 
 
 def give(source: Machine, target: Machine, address: str, web: int, mebibytes: int) -> None:
     """From one VM to the other, which has `address`."""
-    target.check("nc -l -p 5001 -e sha256sum >/dev/null 2>&1 &")
+    target.check("rm -f sum; nc -l -p 5001 -e sh -c 'sha256sum >sum.new; mv sum.new sum' >/dev/null 2>&1 &")
     listening(target, 5001)
-    upload(source, web, address, 5001, mebibytes)
-
-
-def digests(connection: socket.socket) -> None:
-    """A server's side: the SHA-256 of all that comes, in hexadecimal."""
-    digest = hashlib.sha256()
-    for part in received(connection):
-        digest.update(part)
-    connection.sendall(digest.hexdigest().encode())
-
-
-def digest_server(host: Namespace) -> Server:
-    return Server(host.listen(), digests)
+    prepare(source, web)
+    seed = secrets.token_hex(8)
+    source.check(f"nc {address} 5001 -e ./send {seed} {mebibytes}", timeout=120)
+    output = target.check("until [ -e sum ]; do usleep 10000; done; cat sum")
+    assert output.split()[0] == digest_of(mebibytes_of(seed, mebibytes)), output
 
 
 class FileServer:
