@@ -1,0 +1,268 @@
+"""A whole guest under attack, without tasks and without a network: frames go in, frames come out, and afterwards he
+must still be served as if nothing had been.
+
+`Victim.feed` and `Victim.check` are plain functions, so that hypothesis and atheris can drive them inside `trio.run`.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import time
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+from trio.testing import MockClock
+
+from tests.fuzz import frames
+from tests.vpnkit.net.still_guest import MuteHost, MuteSocket, StillGuest
+from vpnkit.net import icmp, tcp, udp
+from vpnkit.net.network import NetworkOptions, _names
+from vpnkit.services import dns as dns_service
+from vpnkit.services.dns import DnsService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tapdev.link import LinkCapabilities
+
+DNS_NAME = "host.internal"
+
+
+class RecordingSocket(MuteSocket):
+    """Takes every datagram, and remembers the last ones."""
+
+    heard: deque[bytes]
+
+    def sendto(self, data, *_where):  # type: ignore[no-untyped-def, override]
+        self.heard.append(bytes(data))
+        return len(data)
+
+    def sendmsg(self, buffers, *_rest):  # type: ignore[no-untyped-def, override]
+        self.heard.extend(map(bytes, buffers))
+        return sum(map(len, buffers))
+
+
+class RecordingHost(MuteHost):
+    """`heard` is what UDP and ping sockets were given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: deque[bytes] = deque(maxlen=1000)
+
+    def udp_socket(self, *, gro: bool) -> socket.socket:  # type: ignore[override]
+        made = RecordingSocket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.heard = self.heard
+        made.setblocking(False)
+        return made
+
+    def ping_socket(self) -> tuple[socket.socket, bool]:  # type: ignore[override]
+        return self.udp_socket(gro=False), False
+
+
+class Victim:
+    """One guest with every service, his DNS server a socket that never answers."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        clock: MockClock,
+        *,
+        capabilities: LinkCapabilities | None = None,
+        verify_checksums: bool = False,
+        queue_frames: int = 4096,
+    ) -> None:
+        self.clock = clock
+        self.still = StillGuest(
+            nursery, verify_checksums=verify_checksums, capabilities=capabilities, queue_frames=queue_frames
+        )
+        self.guest = self.still.guest
+        self.link = self.still.link
+        self.still.host = self.host = RecordingHost()
+        self.guest.host = self.host  # type: ignore[assignment]
+        self.far = self.host.far
+        self.upstream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.upstream.setblocking(False)
+        self.upstream.bind(("127.0.0.1", 0))
+        guest = self.guest
+        server = self.upstream.getsockname()[:2]
+        guest.gateway.dns = DnsService(
+            _names(guest.plan, NetworkOptions()),
+            lambda: [server],
+            guest.poller,
+            guest.deadlines,
+            guest.now,
+            random.Random(5),
+        )
+        self._port = 20_000
+        self._before = dict(guest.counters)
+
+    # What the guest does
+
+    def feed(self, *bad: bytes) -> list[bytes]:
+        """Frames of the guest, in bursts; returns what he is told until all is quiet."""
+        out = []
+        for start in range(0, len(bad), 256):
+            out += self.still.feed(*(frame for frame in bad[start : start + 256] if len(frame) >= 14))
+        return out
+
+    def raw(self, frame: bytes, gso_type: int = 0, gso_size: int = 0, *, partial: bool = False) -> list[bytes]:
+        """One frame of any length with any metadata, as a link that checks nothing would deliver it."""
+        guest = self.guest
+        guest.link.gso_type, guest.link.gso_size, guest.link.checksum_partial = gso_type, gso_size, partial
+        view = memoryview(bytearray(frame))
+        real = guest.link.receive
+        pending = [view]
+        guest.link.receive = lambda: pending.pop() if pending else None  # type: ignore[method-assign]
+        try:
+            guest.burst()
+        finally:
+            guest.link.receive = real  # type: ignore[method-assign]
+            guest.link.gso_type = guest.link.gso_size = 0
+            guest.link.checksum_partial = False
+        return self.still.feed()
+
+    def passes(self, seconds: float) -> list[bytes]:
+        """Time passes, and what was due happens.  Returns what the guest is told."""
+        self.clock.jump(seconds)
+        self.still.deadlines()
+        return self.still.feed()
+
+    def connect(self, *, port: int | None = None, dport: int = 8080) -> Peer:
+        """An open connection of the guest, to a port whose host answers at once."""
+        if port is None:
+            self._port += 1
+            port = self._port
+        return Peer(self, port, dport)
+
+    def received_by_host(self, size: int = 1 << 20) -> bytes:
+        """What the host's end of the newest connection got."""
+        got = bytearray()
+        while True:
+            try:
+                data = self.far[-1].recv(size)
+            except BlockingIOError:
+                return bytes(got)
+            if not data:
+                return bytes(got)
+            got += data
+
+    # What must hold
+
+    def grew(self) -> dict[str, int]:
+        """The counters that moved since the last call."""
+        now = dict(self.guest.counters)
+        moved = {what: count - self._before.get(what, 0) for what, count in now.items() if count != self._before.get(what)}
+        self._before = now
+        return moved
+
+    def check_tables(self) -> None:
+        guest = self.guest
+        assert guest.counters["internal_error"] == 0, guest.counters
+        assert len(guest.tcp.flows) <= tcp.MAX_FLOWS
+        assert len(guest.tcp._held) <= tcp.MAX_HELD
+        assert len(guest.tcp._time_wait) <= tcp.MAX_TIME_WAIT
+        assert len(guest.udp.mappings) <= udp.MAX_MAPPINGS
+        assert len(guest.icmp.sessions) <= icmp.MAX_SESSIONS
+        assert len(guest.counters) < 80
+        assert guest.gateway.dns is not None
+        assert guest.gateway.dns.statistics().failed == 0
+        assert guest.gateway.dns.statistics().sockets <= dns_service.MAX_SOCKETS
+
+    def check(self) -> None:
+        """He is served as if nothing had been: ARP, ping, DNS, UDP and a TCP connection with data both ways."""
+        self.passes(1.0)  # the rate limit of errors forgets
+        self.check_tables()
+        (reply,) = [f for f in self.feed(frames.arp()) if f[12:14] == b"\x08\x06"]
+        assert reply[28:32] == frames.packed(frames.GATEWAY)
+        assert [f for f in self.feed(frames.ping(b"alive?")) if f[23] == 1 and f[42:] == b"alive?"]
+        answers = [f for f in self.feed(frames.dns(frames.dns_query(DNS_NAME))) if f[23] == 17]
+        assert answers, "no answer of the name server"
+        assert answers[-1].endswith(frames.packed(frames.HOST))
+        peer = self.connect()
+        peer.say(b"still here")
+        assert self.received_by_host() == b"still here"
+        self.far[-1].send(b"so am I")
+        assert peer.hears() == b"so am I"
+        peer.say(flags=frames.RST)
+        assert self.guest.counters["internal_error"] == 0
+
+    def close(self) -> None:
+        self.still.close()
+        self.upstream.close()
+
+
+class Peer:
+    """The guest's end of one connection: as much TCP as a test needs."""
+
+    def __init__(self, victim: Victim, port: int, dport: int, dst: str = frames.REMOTE) -> None:
+        self.victim = victim
+        self.fields = {"sport": port, "dport": dport, "dst": dst}
+        self.seq = 5000
+        self.ack = 0
+        self.got = bytearray()
+        out = victim.feed(frames.tcp(seq=self.seq, flags=frames.SYN, **self.fields))
+        self.seq += 1
+        self._take(out)
+        assert self.ack, "no SYN-ACK"
+        self.say()
+
+    def segment(self, payload: bytes = b"", **fields: object) -> bytes:
+        fields = {"seq": self.seq, "ack": self.ack, "flags": frames.ACK, **self.fields, **fields}
+        return frames.tcp(payload, **fields)
+
+    def say(self, payload: bytes = b"", **fields: object) -> list[bytes]:
+        """The next segment in order; returns what of this connection came back."""
+        out = self.victim.feed(self.segment(payload, **fields))
+        if "seq" not in fields:
+            self.seq = self.seq + len(payload) & 0xFFFFFFFF
+        return self._take(out)
+
+    def hears(self) -> bytes:
+        """What the host said; everything is acknowledged."""
+        self._take(self.victim.still.feed())
+        for _ in range(50):
+            before = len(self.got)
+            self.say()
+            if len(self.got) == before:
+                break
+        return bytes(self.got)
+
+    def _take(self, out: list[bytes]) -> list[bytes]:
+        mine = [f for f in out if f[12:14] == b"\x08\x00" and f[23] == 6 and self._is_mine(f)]
+        for frame in mine:
+            sequence, _, offset, flags = struct.unpack_from("!IIBB", frame, 38)
+            total = struct.unpack_from("!H", frame, 16)[0]
+            payload = frame[34 + (offset >> 4) * 4 : 14 + total]
+            if flags & frames.SYN:
+                self.ack = sequence + 1 & 0xFFFFFFFF
+            elif payload and sequence == self.ack:
+                self.got += payload
+                self.ack = self.ack + len(payload) & 0xFFFFFFFF
+        return mine
+
+    def _is_mine(self, frame: bytes) -> bool:
+        return struct.unpack_from("!HH", frame, 34) == (self.fields["dport"], self.fields["sport"])
+
+
+@contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """The body takes less than so many seconds of this thread's own time, whatever else the machine does."""
+    start = time.thread_time()
+    yield
+    assert time.thread_time() - start < seconds
+
+
+def run(body: Callable[[trio.Nursery, MockClock], None]) -> None:
+    """Call `body` inside a trio run with a clock that stands still until it is moved."""
+    clock = MockClock()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            body(nursery, clock)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=clock)
