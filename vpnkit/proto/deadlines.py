@@ -3,6 +3,9 @@
 Deadlines move far more often than they pass (a retransmission timer moves with every ACK), so an entry is lazy: each
 `Timed` is in the heap at most once, at a time not later than its real deadline, and is asked again when that time
 comes.  Moving a deadline later is then a plain assignment.
+
+What ended leaves its entry behind until its time comes, and so does what was queued again for an earlier time.  A
+guest makes such entries faster than their times come, so they are swept out whenever the heap has doubled.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from itertools import count
 from typing import Final, Protocol
 
 NEVER: Final = float("inf")
+SWEEP_AT: Final = 1024  # entries; below, it is not worth looking for those that mean nothing any more
 
 
 class Timed(Protocol):
@@ -34,6 +38,7 @@ class DeadlineQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timed]] = []
         self._order = count()
+        self._sweep_at = SWEEP_AT
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -45,7 +50,23 @@ class DeadlineQueue:
             return False
         timed.queued_at = when
         heapq.heappush(self._heap, (when, next(self._order), timed))
+        if len(self._heap) > self._sweep_at:
+            self._sweep()
         return self._heap[0][2] is timed
+
+    def _sweep(self) -> None:
+        kept = []
+        for entry in self._heap:
+            when, _, timed = entry
+            if when != timed.queued_at:
+                continue
+            if timed.next_deadline() == NEVER:
+                timed.queued_at = NEVER
+            else:
+                kept.append(entry)
+        heapq.heapify(kept)
+        self._heap[:] = kept  # `due` may be at work on it
+        self._sweep_at = max(SWEEP_AT, 2 * len(kept))
 
     def next_deadline(self) -> float:
         """When `run` should be called next; it may find that nothing is due then."""

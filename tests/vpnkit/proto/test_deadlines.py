@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from vpnkit.proto.deadlines import NEVER, DeadlineQueue
+from vpnkit.proto.deadlines import NEVER, SWEEP_AT, DeadlineQueue
 
 
 class Alarm:
@@ -47,6 +47,38 @@ def test_only_a_new_head_is_news():
     assert not queue.update(Alarm(6))
     assert queue.update(Alarm(4))
     assert queue.next_deadline() == 4
+
+
+def test_what_ended_does_not_pile_up():
+    queue, lasting = DeadlineQueue(), [Alarm(1000 + i) for i in range(100)]
+    for alarm in lasting:
+        queue.update(alarm)
+    for i in range(20 * SWEEP_AT):
+        alarm = Alarm(2000 + i)
+        queue.update(alarm)
+        alarm.when = NEVER
+        lasting[i % 100].when -= 0.001
+        queue.update(lasting[i % 100])
+        assert len(queue) <= SWEEP_AT + 1
+    assert len(run(queue, 1e9)) == 100
+    assert not len(queue)
+
+
+def test_many_that_last_are_kept():
+    queue, alarms = DeadlineQueue(), [Alarm(i) for i in range(5 * SWEEP_AT)]
+    for alarm in alarms:
+        queue.update(alarm)
+    assert run(queue, 1e9) == alarms
+
+
+def test_a_sweep_while_the_due_are_taken():
+    queue, alarms = DeadlineQueue(), [Alarm(1) for _ in range(2 * SWEEP_AT)]
+    for alarm in alarms:
+        queue.update(alarm)
+        alarm.when = 2 if alarm is not alarms[0] else 1
+    assert run(queue, 1) == alarms[:1]
+    assert sorted(map(id, run(queue, 2))) == sorted(map(id, alarms[1:]))
+    assert not len(queue)
 
 
 def test_later_costs_nothing_and_rings_once_at_the_right_time():
