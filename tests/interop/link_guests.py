@@ -231,6 +231,7 @@ class LinkGuest:
                 self.namespace.run("ip", "link", "set", TAP, "address", mac)
             self.namespace.run("ip", "link", "set", TAP, "up")
         except BaseException:
+            self.leave()
             self.close()
             raise
 
@@ -276,24 +277,22 @@ class LinkGuest:
         return sock
 
     def leave(self) -> None:
-        """The VMM is killed; the namespace stays."""
+        """The VMM is killed; `close` is still to be called."""
         self.process.kill()
-        self._release()
-
-    def _release(self) -> None:
         self.process.wait(10)
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.stderr.close()
 
     def close(self) -> None:
-        """The VMM ends.  Idempotent."""
+        """The VMM ends, and was well all the time.  Idempotent."""
         if self.process.stdin is None:
             self.process.terminate()
         else:
             self.process.stdin.close()
         try:
-            self._release()
+            status = self.process.wait(10)
+            if not self.process.stderr.closed:
+                complaint = self.process.stderr.read().decode()
+                self.process.stderr.close()
+                assert status in (0, -signal.SIGKILL, -signal.SIGTERM), complaint
         finally:
             self._owned.close()
 

@@ -111,6 +111,33 @@ def test_udp(pair):
             assert client.recv(65535) == data
 
 
+NO_PORTS = "a fragment behind the first has no ports, and the source filter reads some"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pytest.param(b"x", id="of anything"),
+        pytest.param(b"\0C", id="of port 67", marks=pytest.mark.xfail(reason=NO_PORTS, strict=False)),
+    ],
+)
+def test_udp_in_fragments(pair, pattern):
+    smallest = min(pair.a.way.mtu, pair.b.way.mtu)
+    for guest in (pair.a, pair.b):
+        guest.run("ip", "link", "set", TAP, "mtu", str(smallest))
+    data = pattern * (9000 // len(pattern))
+    try:
+        with pair.a.datagrams() as client, pair.b.datagrams(9000) as server:
+            client.sendto(data, (pair.b.ip, 9000))
+            received, source = server.recvfrom(65535)
+            assert received == data
+            server.sendto(received, source)
+            assert client.recv(65535) == data
+    finally:
+        for guest in (pair.a, pair.b):
+            guest.run("ip", "link", "set", TAP, "mtu", str(guest.way.mtu))
+
+
 def test_multicast_dns(pair):
     group = socket.inet_aton("224.0.0.251")
     with pair.a.datagrams() as speaker, pair.b.datagrams(5353) as listener:
