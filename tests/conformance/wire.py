@@ -1,0 +1,234 @@
+"""The guest's end of a wire, by hand: packets in, packets out, time moved by the test, real sockets behind it.
+
+Nothing runs by itself: `Wire.send` and `Wire.work` turn a whole `Guest` until it is quiet, `Wire.pass_time` serves
+what becomes due.  So a test is a script, and a silence is certain at once.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+from typing import TYPE_CHECKING, Final
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import ARP, Ether
+
+from tapdev.link import LinkCapabilities
+from tapdev.memory import memory_link_pair
+from tests.vpnkit.net.scripted_guest import checksums_hold
+from vpnkit.flow import host as host_sockets
+from vpnkit.net.guest import Guest
+from vpnkit.net.network import _dhcp_config
+from vpnkit.net.plan import SERVER_MAC, Plan, guest_mac
+from vpnkit.proto.dhcp import DhcpServer
+from vpnkit.services.dhcp import DhcpService
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterable
+
+    import trio
+    from scapy.packet import Packet
+
+MAC: Final = guest_mac(1).hex(":")
+SERVER: Final = SERVER_MAC.hex(":")
+BROADCAST: Final = "ff:ff:ff:ff:ff:ff"
+GUEST: Final = "192.168.65.3"
+GATEWAY: Final = "192.168.65.1"
+HOST: Final = "192.168.65.2"  # 127.0.0.1 of this machine
+PLAIN: Final = LinkCapabilities(mtu=1500)
+PATIENCE: Final = 5.0  # seconds of real time, for what the loopback does in microseconds
+
+
+def far(number: int) -> str:
+    """The address by which a guest of `Internet` knows 127.0.0.`number` of this machine, 2 to 254."""
+    return f"203.0.113.{number}"
+
+
+def _inward(address: tuple[str, int]) -> tuple[str, int]:
+    return address[0].replace("203.0.113.", "127.0.0."), address[1]
+
+
+def _outward(address: tuple[str, int] | None) -> tuple[str, int] | None:
+    if not isinstance(address, tuple) or len(address) < 2 or address[0] == "127.0.0.1":
+        return address  # the alias knows that one by its own name
+    return address[0].replace("127.0.0.", "203.0.113."), address[1]
+
+
+class FarSocket(socket.socket):
+    """A socket of the host for which 203.0.113.n is 127.0.0.n: several hosts without a network."""
+
+    def sendto(self, data, *where):
+        return super().sendto(data, *where[:-1], _inward(where[-1]))
+
+    def sendmsg(self, buffers, ancillary=(), flags=0, address=None):
+        return super().sendmsg(buffers, ancillary, flags, *([_inward(address)] if address else []))
+
+    def recvfrom(self, *sizes):
+        data, source = super().recvfrom(*sizes)
+        return data, _outward(source)
+
+    def recvmsg(self, *sizes):
+        data, ancillary, flags, source = super().recvmsg(*sizes)
+        return data, ancillary, flags, _outward(source)
+
+    def connect_ex(self, address):
+        return super().connect_ex(_inward(address))
+
+
+class Internet:
+    """Sockets of this machine for which 203.0.113.n is 127.0.0.n."""
+
+    def __init__(self) -> None:
+        self.opened: list[FarSocket] = []  # every socket that was asked for, in order
+
+    def _far(self, made: socket.socket) -> FarSocket:
+        self.opened.append(FarSocket(fileno=made.detach()))
+        self.opened[-1].setblocking(False)
+        return self.opened[-1]
+
+    def tcp_socket(self) -> socket.socket:
+        return self._far(host_sockets.tcp_socket())
+
+    start_connect = staticmethod(host_sockets.start_connect)
+
+    def udp_socket(self, *, gro: bool) -> socket.socket:
+        return self._far(host_sockets.udp_socket(gro=gro))
+
+    def ping_socket(self) -> tuple[socket.socket, bool]:
+        made, raw = host_sockets.ping_socket()
+        return self._far(made), raw
+
+    def resolver_socket(self, family: socket.AddressFamily) -> socket.socket:
+        return host_sockets.resolver_socket(family)
+
+
+class Wire:
+    """A guest of ours without tasks, and what the one at the other end of his link says and hears."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        plan: Plan | None = None,
+        capabilities: LinkCapabilities = PLAIN,
+        host: object | None = None,
+        verify_checksums: bool = False,
+    ) -> None:
+        plan = plan or Plan()
+        self.time = 1000.0  # seconds
+        self.internet = host or Internet()
+        ours, self.link = memory_link_pair(capabilities=capabilities, queue_frames=4096)
+        self.guest = Guest(
+            ours,
+            plan,
+            DhcpService(DhcpServer(_dhcp_config(plan))),
+            random.Random(1),
+            nursery,
+            ip=bytes(map(int, GUEST.split("."))),
+            mac=guest_mac(1),
+            verify_checksums=verify_checksums,
+            host=self.internet,  # type: ignore[arg-type]
+        )
+        self.guest.now = lambda: self.time
+        self.heard: list[bytes] = []  # every frame that came, in order
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self.guest.counters
+
+    def send(self, *packets: Packet | bytes) -> list[Ether]:
+        """Say `packets`, in one burst, to the gateway's MAC where they have no Ethernet header; returns what comes
+        until all is quiet."""
+        for packet in packets:
+            frame = Ether(src=MAC, dst=SERVER) / packet if isinstance(packet, IP) else packet
+            assert self.link.send((bytes(frame),))
+        return self.work()
+
+    def work(self) -> list[Ether]:
+        """Everything that is ready, until all is quiet; returns what came.  Every frame has sound checksums."""
+        while self.guest.burst() + self.guest.turn():
+            pass
+        came = []
+        while (frame := self.link.receive()) is not None:
+            came.append(bytes(frame))
+        self.link.release()
+        self.heard += came
+        for octets in came:
+            assert checksums_hold(octets), Ether(octets).summary()
+        assert not self.counters["internal_error"]
+        return [Ether(octets) for octets in came]
+
+    def until(self, *layers: type[Packet], count: int = 1) -> list[Ether]:
+        """The next frames with all of `layers`, of real sockets that need a moment."""
+        came: list[Ether] = []
+        while len(came) < count:
+            found = self.work()
+            came += [frame for frame in found if all(layer in frame for layer in layers)]
+            if not found and len(came) < count:
+                ready, _, _ = select.select([self.guest.poller.fileno()], [], [], PATIENCE)
+                assert ready, f"{len(came)} of {count} frames came"
+        return came
+
+    def pass_time(self, seconds: float) -> list[Ether]:
+        """Let time pass, and serve whatever becomes due on the way; returns what comes."""
+        queue = self.guest.deadlines.queue
+        ends = self.time + seconds
+        came: list[Ether] = []
+        while True:
+            for timed in queue.due(self.time):
+                timed.on_deadline(self.time)
+                queue.update(timed)
+            self.guest.settle()
+            came += self.work()
+            if self.time >= ends:
+                return came
+            self.time = min(max(queue.next_deadline(), self.time + 0.001), ends)
+
+    @staticmethod
+    def server(address: str = "127.0.0.1", port: int = 0) -> socket.socket:
+        """A UDP socket of the host."""
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind((address, port))
+        made.settimeout(PATIENCE)
+        return made
+
+    def close(self) -> None:
+        """The guest leaves, and nothing of his is left."""
+        self.guest.close()
+        self.link.close()
+        assert not self.guest.tcp.flows
+        assert not self.guest.udp.mappings
+        assert not self.guest.icmp.sessions
+
+
+def closed_port(address: str = "127.0.0.1", kind: int = socket.SOCK_DGRAM) -> int:
+    """A port on which nobody listens."""
+    with socket.socket(socket.AF_INET, kind) as unused:
+        unused.bind((address, 0))
+        return unused.getsockname()[1]
+
+
+def datagram(payload: bytes, port: int, address: str = HOST, source_port: int = 5000, **ip: object) -> IP:
+    return IP(src=GUEST, dst=address, **ip) / UDP(sport=source_port, dport=port) / payload
+
+
+def ping(address: str, data: bytes = b"ping", identifier: int = 77, sequence: int = 1, **ip: object) -> IP:
+    return IP(src=GUEST, dst=address, **ip) / ICMP(type=8, id=identifier, seq=sequence) / data
+
+
+def syn(port: int, address: str = HOST, source_port: int = 40_000, sequence: int = 1000, **ip: object) -> IP:
+    return IP(src=GUEST, dst=address, **ip) / TCP(
+        sport=source_port, dport=port, seq=sequence, flags="S", options=[("MSS", 1460)]
+    )
+
+
+def errors(frames: Iterable[Ether]) -> list[tuple[int, int]]:
+    """Type and code of the ICMP errors among `frames`."""
+    return [(f[ICMP].type, f[ICMP].code) for f in frames if ICMP in f and f[ICMP].type not in (0, 8)]
+
+
+def arp(target: str, *, sender: str = GUEST, source: str = MAC, hardware: str | None = None, op: int = 1) -> Ether:
+    """An ARP packet of the guest; `hardware` is the sender's address in it when it is not the frame's."""
+    return Ether(src=source, dst=BROADCAST) / ARP(op=op, hwsrc=hardware or source, psrc=sender, pdst=target)
