@@ -105,7 +105,7 @@ class Victim:
     def feed(self, *bad: bytes) -> list[bytes]:
         """Frames of the guest, in bursts; returns what he is told until all is quiet."""
         out = []
-        for start in range(0, len(bad), 256):
+        for start in range(0, len(bad) or 1, 256):
             out += self.still.feed(*(frame for frame in bad[start : start + 256] if len(frame) >= 14))
         return out
 
@@ -131,12 +131,12 @@ class Victim:
         self.still.deadlines()
         return self.still.feed()
 
-    def connect(self, *, port: int | None = None, dport: int = 8080) -> Peer:
+    def connect(self, *, port: int | None = None, dport: int = 8080, iss: int = 5000) -> Peer:
         """An open connection of the guest, to a port whose host answers at once."""
         if port is None:
             self._port += 1
             port = self._port
-        return Peer(self, port, dport)
+        return Peer(self, port, dport, iss)
 
     def received_by_host(self, size: int = 1 << 20) -> bytes:
         """What the host's end of the newest connection got."""
@@ -198,14 +198,14 @@ class Victim:
 class Peer:
     """The guest's end of one connection: as much TCP as a test needs."""
 
-    def __init__(self, victim: Victim, port: int, dport: int, dst: str = frames.REMOTE) -> None:
+    def __init__(self, victim: Victim, port: int, dport: int, iss: int) -> None:
         self.victim = victim
-        self.fields = {"sport": port, "dport": dport, "dst": dst}
-        self.seq = 5000
+        self.fields = {"sport": port, "dport": dport, "dst": frames.REMOTE}
+        self.seq = iss
         self.ack = 0
         self.got = bytearray()
         out = victim.feed(frames.tcp(seq=self.seq, flags=frames.SYN, **self.fields))
-        self.seq += 1
+        self.seq = self.seq + 1 & 0xFFFFFFFF
         self._take(out)
         assert self.ack, "no SYN-ACK"
         self.say()
@@ -221,14 +221,16 @@ class Peer:
             self.seq = self.seq + len(payload) & 0xFFFFFFFF
         return self._take(out)
 
-    def hears(self) -> bytes:
-        """What the host said; everything is acknowledged."""
+    def hears(self, octets: int = 0) -> bytes:
+        """What the host said, at least `octets` if they come within two minutes; everything is acknowledged."""
         self._take(self.victim.still.feed())
-        for _ in range(50):
+        for _ in range(1000):
             before = len(self.got)
             self.say()
             if len(self.got) == before:
-                break
+                if before >= octets:
+                    break
+                self._take(self.victim.passes(0.2))
         return bytes(self.got)
 
     def _take(self, out: list[bytes]) -> list[bytes]:
