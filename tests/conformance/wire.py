@@ -56,6 +56,13 @@ def _outward(address: tuple[str, int] | None) -> tuple[str, int] | None:
     return address[0].replace("127.0.0.", "203.0.113."), address[1]
 
 
+def _offender(value: bytes) -> bytes:
+    """The offender of a struct sock_extended_err, outward."""
+    if len(value) < 24 or value[20:23] != bytes([127, 0, 0]) or value[23] == 1:
+        return value
+    return value[:20] + bytes([203, 0, 113]) + value[23:]
+
+
 class FarSocket(socket.socket):
     """A socket of the host for which 203.0.113.n is 127.0.0.n: several hosts without a network."""
 
@@ -71,7 +78,8 @@ class FarSocket(socket.socket):
 
     def recvmsg(self, *sizes):
         data, ancillary, flags, source = super().recvmsg(*sizes)
-        return data, ancillary, flags, _outward(source)
+        near = [(level, kind, _offender(value)) for level, kind, value in ancillary]
+        return data, near, flags, _outward(source)
 
     def connect_ex(self, address):
         return super().connect_ex(_inward(address))
@@ -99,6 +107,10 @@ class Internet:
     def ping_socket(self) -> tuple[socket.socket, bool]:
         made, raw = host_sockets.ping_socket()
         return self._far(made), raw
+
+    @staticmethod
+    def is_local(address: str) -> bool:
+        return host_sockets.is_local(address)
 
     def resolver_socket(self, family: socket.AddressFamily) -> socket.socket:
         return host_sockets.resolver_socket(family)
@@ -156,7 +168,7 @@ class Wire:
         self.link.release()
         self.heard += came
         for octets in came:
-            assert checksums_hold(octets), Ether(octets).summary()
+            assert is_sound(octets), Ether(octets).summary()
         assert not self.counters["internal_error"]
         return [Ether(octets) for octets in came]
 
@@ -201,6 +213,18 @@ class Wire:
         assert not self.guest.tcp.flows
         assert not self.guest.udp.mappings
         assert not self.guest.icmp.sessions
+
+
+def is_sound(frame: bytes) -> bool:
+    """Whether its checksums are right; of a fragment that is the header's, as the other one is not all there."""
+    packet = Ether(frame)
+    if IP in packet and (packet[IP].flags.MF or packet[IP].frag):
+        frame = bytes(packet.copy())[: 14 + packet[IP].ihl * 4]
+        packet = IP(frame[14:])
+        sent = packet.chksum
+        del packet.chksum
+        return IP(bytes(packet)).chksum == sent
+    return checksums_hold(frame)
 
 
 def closed_port(address: str = "127.0.0.1", kind: int = socket.SOCK_DGRAM) -> int:
