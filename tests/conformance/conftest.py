@@ -29,12 +29,12 @@ async def wire(make_wire):
 
 
 @pytest.fixture
-async def make_script(nursery, mock_clock):
+async def make_script(nursery):
     """Makes scripts of TCP connections, each with a guest for itself."""
     made: list[Script] = []
 
     def make(**options: object) -> Script:
-        made.append(Script(nursery, mock_clock, **options))
+        made.append(Script(nursery, **options))
         return made[-1]
 
     yield make
