@@ -80,7 +80,7 @@ class Guest:
         self.admit = admit
         self.now = trio.lowlevel.current_clock().current_time  # a third of what trio.current_time() costs
         self.counters: Counter[str] = Counter()
-        self.poller = poller or Poller()
+        self.poller = Poller() if poller is None else poller
         self.checksum_offload = link.capabilities.checksum
         self._warn = warn
         self._warned: set[str] = set()
