@@ -12,6 +12,8 @@ import sys
 from enum import Enum, auto
 from typing import Final, Protocol
 
+from vpnkit.flow import error_queue
+
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: close sends a RST
 IN_PROGRESS: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK, errno.EINTR})
 
@@ -26,6 +28,7 @@ class HostSockets(Protocol):
     def udp_socket(self, *, gro: bool) -> socket.socket: ...
     def ping_socket(self) -> tuple[socket.socket, bool]: ...
     def resolver_socket(self, family: socket.AddressFamily) -> socket.socket: ...
+    def is_local(self, address: str) -> bool: ...
 
 
 class Failure(Enum):
@@ -97,8 +100,17 @@ def reset(made: socket.socket) -> None:
     made.close()
 
 
+def is_local(address: str) -> bool:
+    """Whether `address` is one of the host's own."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
 UDP_GRO: Final = 104  # linux/udp.h, level IPPROTO_UDP: several datagrams of one sender in one read
-IP_RECVERR: Final = 11  # linux/in.h: ICMP errors wait in the socket's error queue
 UDP_RECEIVE_BUFFER: Final = 1 << 20
 UDP_SEND_BUFFER: Final = 1 << 18  # on the BSDs it limits a datagram, to 9216 octets unless it is set
 
@@ -114,7 +126,7 @@ def udp_socket(*, gro: bool) -> socket.socket:
         made.bind(("", 0))
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_RECEIVE_BUFFER)
         if sys.platform == "linux":
-            made.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+            error_queue.enable(made)
             if gro:
                 made.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         else:
@@ -136,7 +148,12 @@ def ping_socket() -> tuple[socket.socket, bool]:
     except OSError:
         made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         raw = True
-    made.setblocking(False)
+    try:
+        made.setblocking(False)
+        error_queue.enable(made)
+    except BaseException:
+        made.close()
+        raise
     return made, raw
 
 

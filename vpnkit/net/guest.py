@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from vpnkit.flow.host import HostSockets
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.plan import Plan
-    from vpnkit.net.udp_mapping import UdpMapping
     from vpnkit.proto.deadlines import Timed
     from vpnkit.services.dhcp import DhcpService
 
@@ -46,6 +45,18 @@ FRAMES_PER_BURST: Final = 64
 ROUNDS: Final = 16  # bursts with something in them between two checkpoints
 EMPTY_LOOKS: Final = 16  # in vain, before the loop waits
 BULK_OCTETS: Final = 16384  # moved since the loop woke: this is no conversation, so one look in vain is enough
+
+
+class DatagramFlow(Protocol):
+    """A mapping or a ping session whose socket may have something."""
+
+    touched: bool
+
+    def receive(self, now: float) -> None:
+        """Read it, up to a budget, and be touched again when there may be more."""
+        ...
+
+    def on_failure(self, error: BaseException) -> None: ...
 
 
 class Guest:
@@ -86,7 +97,7 @@ class Guest:
         self._warned: set[str] = set()
         self._numbers = 0
         self.touched: list[TcpFlow] = []  # to be settled at the end of this burst
-        self._datagrams: deque[UdpMapping] = deque()
+        self._datagrams: deque[DatagramFlow] = deque()
         self._blocked: dict[bytes, TcpFlow] = {}  # flows that wait until the link takes frames again
         self._link_writable = trio.Event()
         self.link_is_full = False  # so that nobody makes a segment, and its checksum, only to keep it
@@ -301,7 +312,7 @@ class Guest:
             flow.touched = True
             self.touched.append(flow)
 
-    def touch_datagrams(self, mapping: UdpMapping) -> None:
+    def touch_datagrams(self, mapping: DatagramFlow) -> None:
         if not mapping.touched:
             mapping.touched = True
             self._datagrams.append(mapping)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from vpnkit.errors import WireError
 from vpnkit.net.source_filter import arp_objection
 from vpnkit.proto import arp as arp_rules
+from vpnkit.proto.reassembly import Reassembler
 from vpnkit.wire import arp, ethernet, icmp, ipv4, udp
 from vpnkit.wire.checksum import is_valid
 from vpnkit.wire.tcp import ACK
@@ -37,6 +38,7 @@ class Intake:
         self._station = guest.station
         self._server_mac = guest.plan.server_mac
         self._verify = verify_checksums
+        self._reassembler = Reassembler(guest.count, self._not_reassembled)
         self._tcp_flows = guest.tcp.flows
         self._udp_routes = guest.udp.routes
 
@@ -70,7 +72,7 @@ class Intake:
                 if protocol == 6:
                     flow = self._tcp_flows.get(key)
                     start = 34 + (offset >> 4) * 4
-                    if flow is not None and flow.connection.state.synchronized and 54 <= start <= end <= len(frame):
+                    if flow is not None and flow.connection.state.synchronized and start == 54 <= end <= len(frame):
                         if start == end and flags == ACK:
                             flow.acknowledged(sequence, acknowledgement, window, now)
                         else:
@@ -88,9 +90,11 @@ class Intake:
                 elif protocol == 17:
                     route = self._udp_routes.get(key)
                     if route is not None and sequence >> 16 == total - 20 and 42 < end <= len(frame):
-                        link = self._link
-                        self._guest.udp.forward(route, frame[42:end], link.gso_size if link.gso_type else 0, now)
-                        return
+                        mapping = route.mapping
+                        if flags_offset == mapping.flags and frame[22] == mapping.ttl and frame[15] == mapping.tos:
+                            link = self._link
+                            self._guest.udp.forward(route, frame[42:end], link.gso_size if link.gso_type else 0, now)
+                            return
         elif len(frame) < ethernet.HEADER.size:
             raise WireError(f"frame of {len(frame)} octets")
         else:
@@ -154,10 +158,15 @@ class Intake:
             known = self._station.lan.is_station_address(packet.source)
             guest.count("spoofed_ip" if known else "bad_source")
             return
+        verify = self._verify and not self._link.checksum_partial
         if packet.is_fragment:
-            guest.count("fragment_dropped")
-            return
-        if self._verify and not self._link.checksum_partial and not self._checksum_holds(packet):
+            whole = self._reassembler.add(packet, now)
+            guest.update_deadline(self._reassembler)
+            if whole is None:
+                return
+            packet = whole
+            verify = True  # it tells fragments that do not belong together (RFC 4963)
+        if verify and not self._checksum_holds(packet):
             raise WireError("transport checksum")
         if protocol == ipv4.TCP:
             guest.tcp.segment(packet, source_mac, now)
@@ -169,6 +178,9 @@ class Intake:
             guest.icmp.message(packet, source_mac, now)
         else:
             guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PROTOCOL_UNREACHABLE)
+
+    def _not_reassembled(self, first: bytes) -> None:
+        self._guest.out.icmp_quote(first, icmp.TIME_EXCEEDED, icmp.REASSEMBLY_TIME_EXCEEDED)
 
     @staticmethod
     def _checksum_holds(packet: ipv4.Ipv4Packet) -> bool:

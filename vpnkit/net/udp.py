@@ -37,7 +37,6 @@ class UdpTable:
         self.routes: dict[bytes, Route] = {}
         self.unfinished: list[UdpMapping] = []  # those that hold a train until the end of the burst
         self.gro = LINUX and guest.link.capabilities.uso
-        self._identification = guest.random.randrange(65536)
 
     def datagram(self, packet: Ipv4Packet, source_mac: bytes, now: float) -> None:
         """One datagram of the guest, or a train of them.  Raises WireError."""
@@ -54,12 +53,17 @@ class UdpTable:
             if source_port == 0:
                 guest.count("udp_port_zero")
                 return
+            if guest.out.expired(packet):
+                return
             key = packet.source + ports[:2]
             mapping = self.mappings.get(key) or self._open(key, packet, source_port, source_mac)
             if mapping is None:
                 return
             route = mapping.add_route(packet.destination + ports[2:], (aim.address, aim.port))
             self.routes[packet.source + packet.destination + ports] = route
+        elif guest.out.expired(packet):
+            return
+        route.mapping.mark(packet)
         self.forward(route, payload, gso_size, now)
 
     def forward(self, route: Route, payload: memoryview, gso_size: int, now: float) -> None:
@@ -69,6 +73,11 @@ class UdpTable:
             self.refresh(mapping, now)
         if mapping.send(route, payload, gso_size):
             self.guest.link.hold()
+
+    def is_known(self, address: bytes, port: bytes, peer: bytes) -> bool:
+        """Whether `port` of the guest's `address` has spoken to `peer`, so that there may be an answer of his."""
+        mapping = self.mappings.get(address + port)
+        return mapping is not None and mapping.knows(peer)
 
     def refresh(self, mapping: UdpMapping, now: float) -> None:
         """`mapping` is in use, so it is not the longest idle one."""
@@ -189,9 +198,8 @@ class UdpTable:
 
     def _send_fragments(self, ethernet: bytes, source: bytes, destination: bytes, datagram: bytes) -> bool:
         guest = self.guest
-        self._identification = (self._identification + 1) & 0xFFFF
         header = ipv4.encode_header(
-            source, destination, ipv4.UDP, len(datagram), identification=self._identification, flags_offset=0
+            source, destination, ipv4.UDP, len(datagram), identification=guest.out.identification(), flags_offset=0
         )
         sent = True
         for parts in ipv4.fragments(header, datagram, guest.link.capabilities.mtu):

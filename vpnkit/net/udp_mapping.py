@@ -14,14 +14,17 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Final
 
-from vpnkit.flow.host import IP_RECVERR
+from vpnkit.flow import error_queue
+from vpnkit.flow.marks import Marks
 from vpnkit.flow.poller import HANGUP, READABLE
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.wire import icmp, ipv4, udp
 
 if TYPE_CHECKING:
+    from vpnkit.flow.error_queue import HostError
     from vpnkit.flow.host import Address
     from vpnkit.net.udp import UdpTable
+    from vpnkit.wire.ipv4 import Ipv4Packet
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +36,6 @@ MAX_TRAIN: Final = 64  # datagrams: UDP_MAX_SEGMENTS of older kernels
 MAX_TRAIN_OCTETS: Final = 65000
 
 UDP_SEGMENT: Final = 103  # linux/udp.h, level IPPROTO_UDP
-MSG_ERRQUEUE: Final = 0x2000
-# linux/errqueue.h struct sock_extended_err: errno 4 | origin 1 | type 1 | code 1 | pad 1 | info 4 | data 4
-EXTENDED_ERROR: Final = struct.Struct("=IBBBxII")
-ORIGIN_ICMP: Final = 2
 LINUX: Final = sys.platform == "linux"
 
 _UNREACHABLE: Final = {
@@ -63,6 +62,7 @@ class UdpMapping:
     """An endpoint-independent mapping: one host port for whatever the guest's address and port sends."""
 
     __slots__ = (
+        "_marks",
         "_peers",
         "_socket",
         "_table",
@@ -74,6 +74,7 @@ class UdpMapping:
         "addressed",
         "bytes_to_guest",
         "bytes_to_host",
+        "flags",
         "mac",
         "number",
         "opened_at",
@@ -81,7 +82,9 @@ class UdpMapping:
         "queued_at",
         "remote",
         "routes",
+        "tos",
         "touched",
+        "ttl",
     )
 
     def __init__(
@@ -102,6 +105,9 @@ class UdpMapping:
         self.routes: list[Route] = []  # the oldest first
         # a host address that may answer -> the address that the guest knows it by
         self._peers: dict[str, bytes] = {}
+        # the header of the guest's last datagram, as it came: while it stays the same there is nothing to set
+        self.ttl = self.tos = self.flags = -1
+        self._marks = Marks()
         self._train: list[memoryview] = []
         self._train_route: Route | None = None
         self._train_octets = 0
@@ -111,6 +117,15 @@ class UdpMapping:
         return self._socket is not None
 
     # To the host
+
+    def mark(self, packet: Ipv4Packet) -> None:
+        """The datagrams that follow have the header of `packet`."""
+        if (packet.ttl, packet.tos, packet.flags_offset) == (self.ttl, self.tos, self.flags):
+            return
+        self.flush()
+        self.ttl, self.tos, self.flags = packet.ttl, packet.tos, packet.flags_offset
+        if self._socket is not None:
+            self._marks.put(self._socket, ttl=packet.ttl, tos=packet.tos, dont_fragment=packet.dont_fragment)
 
     def add_route(self, destination: bytes, address: Address) -> Route:
         """The guest speaks to `destination` (address and port), which is `address` on the host."""
@@ -174,7 +189,15 @@ class UdpMapping:
                 self._table.guest.count("udp_host_full")  # as a full queue on a router: the datagrams are lost
                 return
             except OSError as error:
-                if self._read_errors():
+                errors = self._read_errors()
+                too_large = [e.info for e in errors if e.number == errno.EMSGSIZE and not e.from_network]
+                if too_large and not size:
+                    self._table.guest.count("udp_send_emsgsize")
+                    quoted = self._quote(route.destination, bytes(parts[0][: icmp.QUOTE_LIMIT]), len(parts[0]))
+                    out = self._table.guest.out
+                    out.icmp_quote(quoted, icmp.DEST_UNREACHABLE, icmp.FRAGMENTATION_NEEDED, parameter=too_large[0])
+                    return
+                if errors:
                     continue
                 if size and error.errno in (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOPROTOOPT):
                     self._send_singly(parts, route, size)  # the way out cannot cut trains
@@ -194,9 +217,14 @@ class UdpMapping:
         self._table.guest.count(f"udp_send_{errno.errorcode.get(number, 'error').lower()}")
         code = _UNREACHABLE.get(number)
         if code is not None:
-            self._report(route.destination, code, bytes(payload[: icmp.QUOTE_LIMIT]), len(payload))
+            quoted = self._quote(route.destination, bytes(payload[: icmp.QUOTE_LIMIT]), len(payload))
+            self._table.guest.out.icmp_quote(quoted, icmp.DEST_UNREACHABLE, code)
 
     # From the host
+
+    def knows(self, address: bytes) -> bool:
+        """Whether the guest calls a peer by `address`."""
+        return address in self._peers.values()
 
     def on_ready(self, events: int) -> None:
         if events & HANGUP:
@@ -267,40 +295,42 @@ class UdpMapping:
             self.bytes_to_guest += len(data)
         self._table.emit(known_as, source[1], self, train, size)
 
-    def _read_errors(self) -> bool:
-        """Tell the guest what the error queue of the socket holds.  False when it was empty."""
+    def _read_errors(self) -> list[HostError]:
+        """Empty the socket's error queue, and tell the guest what the network said."""
         host = self._socket
-        if host is None or not LINUX:
-            return False
-        found = False
-        while True:
-            try:
-                data, ancillary, _, destination = host.recvmsg(icmp.QUOTE_LIMIT, 512, MSG_ERRQUEUE)
-            except OSError:
-                return found
-            found = True
-            for level, kind, value in ancillary:
-                if level == socket.IPPROTO_IP and kind == IP_RECVERR and len(value) >= EXTENDED_ERROR.size:
-                    self._host_error(value, destination, data)
+        if host is None:
+            return []
+        errors = error_queue.take(host)
+        for error in errors:
+            if error.from_network:
+                self._network_error(error)
+        return errors
 
-    def _host_error(self, value: bytes, destination: Address | None, data: bytes) -> None:
-        number, origin, icmp_type, code, _, _ = EXTENDED_ERROR.unpack_from(value)
-        known_as = self._peers.get(destination[0]) if destination else None
-        if (
-            origin == ORIGIN_ICMP
-            and icmp_type == icmp.DEST_UNREACHABLE
-            and code != icmp.FRAGMENTATION_NEEDED
-            and known_as is not None
-            and destination
+    def _network_error(self, error: HostError) -> None:
+        """An ICMP error of the network about a datagram of ours.  It ends no mapping (RFC 4787 REQ-12)."""
+        guest = self._table.guest
+        known_as = self._peers.get(error.destination[0]) if error.destination else None
+        if known_as is None or error.destination is None:
+            guest.count("udp_icmp_ignored")
+        elif error.kind == icmp.TIME_EXCEEDED or (
+            error.kind == icmp.DEST_UNREACHABLE
+            and (error.code != icmp.FRAGMENTATION_NEEDED or self._marks.dont_fragment)
         ):
-            self._table.guest.count(f"udp_{errno.errorcode.get(number, 'error').lower()}")
-            self._report(known_as + destination[1].to_bytes(2, "big"), code, data, len(data))
+            name = "time_exceeded" if error.kind == icmp.TIME_EXCEEDED else errno.errorcode.get(error.number, "error")
+            guest.count(f"udp_{name.lower()}")
+            destination = known_as + error.destination[1].to_bytes(2, "big")
+            guest.out.icmp_passed_on(error, self._quote(destination, error.data, len(error.data)))
+        else:
+            guest.count("udp_icmp_ignored")
 
-    def _report(self, destination: bytes, code: int, data: bytes, length: int) -> None:
-        """An ICMP error about a datagram that the guest sent to `destination` (address and port)."""
+    def _quote(self, destination: bytes, data: bytes, length: int) -> bytes:
+        """A datagram of `length` octets to `destination` (address and port), as the guest sent it; `data` begins it."""
         header = udp.HEADER.pack(self.port, int.from_bytes(destination[4:], "big"), udp.HEADER.size + length, 0)
-        quoted = ipv4.encode_header(self.address, destination[:4], ipv4.UDP, udp.HEADER.size + length)
-        self._table.guest.out.icmp_quote(bytes(quoted) + header + data, icmp.DEST_UNREACHABLE, code)
+        flags = ipv4.DF if self._marks.dont_fragment else 0
+        ip = ipv4.encode_header(
+            self.address, destination[:4], ipv4.UDP, udp.HEADER.size + length, ttl=max(self.ttl, 1), flags_offset=flags
+        )
+        return bytes(ip) + header + data
 
     # Time
 

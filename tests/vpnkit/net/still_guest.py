@@ -63,6 +63,10 @@ class MuteHost:
     def ping_socket() -> tuple[socket.socket, bool]:
         return MuteHost.udp_socket(gro=False), False
 
+    @staticmethod
+    def is_local(_address: str) -> bool:
+        return False
+
     def close(self) -> None:
         for far in self.far:
             far.close()

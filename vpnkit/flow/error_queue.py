@@ -1,0 +1,65 @@
+"""The error queue of a Linux socket: ICMP errors about what it sent, and what the kernel itself refused (ip(7))."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from vpnkit.wire import icmp
+
+if TYPE_CHECKING:
+    from vpnkit.flow.host import Address
+
+IP_RECVERR: Final = 11  # linux/in.h: errors wait in the socket's error queue
+MSG_ERRQUEUE: Final = 0x2000
+# linux/errqueue.h struct sock_extended_err: errno 4 | origin 1 | type 1 | code 1 | pad 1 | info 4 | data 4, and then
+# the sockaddr_in of the offender: family 2 | port 2 | address 4
+EXTENDED_ERROR: Final = struct.Struct("=IBBBxII")
+OFFENDER: Final = slice(EXTENDED_ERROR.size + 4, EXTENDED_ERROR.size + 8)
+ORIGIN_LOCAL: Final = 1
+ORIGIN_ICMP: Final = 2
+LINUX: Final = sys.platform == "linux"
+
+
+class HostError(NamedTuple):
+    """One error of the queue."""
+
+    number: int  # errno
+    origin: int
+    kind: int  # of ICMP, and its code
+    code: int
+    info: int  # the next hop's MTU, where the error is about that
+    offender: bytes  # the address that said so; empty when the kernel did not tell
+    destination: Address | None  # where the datagram went to
+    data: bytes  # of it, behind the UDP header or the IPv4 header, as far as the error quoted it
+
+    @property
+    def from_network(self) -> bool:
+        return self.origin == ORIGIN_ICMP
+
+
+def enable(host: socket.socket, *, on: bool = True) -> None:
+    """Let errors wait for `take`.  Raises OSError."""
+    if LINUX:
+        host.setsockopt(socket.IPPROTO_IP, IP_RECVERR, int(on))
+
+
+def take(host: socket.socket) -> list[HostError]:
+    """Empty the queue.  Where the system has none it is always empty."""
+    found: list[HostError] = []
+    if not LINUX:
+        return found
+    while True:
+        try:
+            data, ancillary, _, destination = host.recvmsg(icmp.QUOTE_LIMIT, 512, MSG_ERRQUEUE)
+        except OSError:
+            return found
+        for level, kind, value in ancillary:
+            if level == socket.IPPROTO_IP and kind == IP_RECVERR and len(value) >= EXTENDED_ERROR.size:
+                number, origin, icmp_type, code, info, _ = EXTENDED_ERROR.unpack_from(value)
+                offender = value[OFFENDER]
+                if len(offender) != 4 or not any(offender):
+                    offender = b""
+                found.append(HostError(number, origin, icmp_type, code, info, offender, destination, data))

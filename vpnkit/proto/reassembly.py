@@ -1,0 +1,201 @@
+"""Reassembly of the guest's IPv4 datagrams, RFC 791 section 3.2 with the rules of RFC 5722 (conformance.md 2.3, B13).
+
+What is hostile costs little: a datagram keeps one buffer and a bounded number of runs, a datagram that broke a rule
+keeps its place and nothing else until its time is over, so that the rest of it is dropped too.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from vpnkit.proto.deadlines import NEVER
+from vpnkit.wire import ipv4
+from vpnkit.wire.checksum import checksum, ones_sum
+from vpnkit.wire.icmp import QUOTE_LIMIT
+from vpnkit.wire.ipv4 import Ipv4Packet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TIMEOUT: Final = 30.0  # seconds; Linux's and gVisor's, where RFC 1122 section 3.3.2 recommends 60 to 120
+HIGH_WATER: Final = 4 << 20  # octets of one guest; then the oldest datagrams go until it is
+LOW_WATER: Final = 3 << 20
+OVERHEAD: Final = 1024  # octets that a datagram costs besides its own, so that there are at most 4096
+MAX_RUNS: Final = 64  # of one datagram: stretches that arrived, with holes between them
+MAX_TOTAL: Final = 65535
+
+
+class _Datagram:
+    __slots__ = ("buffer", "cost", "ends", "header", "started", "starts", "total")
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self.header = b""  # of the first fragment
+        self.buffer: bytearray | None = bytearray()  # None: it broke a rule
+        self.total = -1  # octets of payload, when the last fragment told
+        # the runs: sorted, and no two touch
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.cost = OVERHEAD
+
+
+class Reassembler:
+    """The datagrams of one guest that are not whole yet.
+
+    `count` gets the name of a counter for everything that is noteworthy.  `gave_up` gets the first fragment, as far as
+    an ICMP error quotes it, of each datagram that did not become whole in time.
+    """
+
+    def __init__(self, count: Callable[[str], None], gave_up: Callable[[bytes], None]) -> None:
+        self._count = count
+        self._gave_up = gave_up
+        self._datagrams: OrderedDict[bytes, _Datagram] = OrderedDict()  # the oldest first
+        self.octets = 0
+        self.queued_at = NEVER
+
+    def __len__(self) -> int:
+        return len(self._datagrams)
+
+    def add(self, fragment: Ipv4Packet, now: float) -> Ipv4Packet | None:
+        """Take in a fragment, whose views are not kept.  Returns the datagram that it completed."""
+        payload = fragment.payload
+        more = fragment.flags_offset & ipv4.MF
+        start = (fragment.flags_offset & ipv4.OFFSET_MASK) * 8
+        end = start + len(payload)
+        if not payload or (more and end & 7):
+            self._count("fragment_malformed")
+            return None
+        key = bytes(fragment.header[4:6]) + fragment.source + fragment.destination + bytes((fragment.protocol,))
+        datagram = self._datagrams.get(key)
+        if datagram is None:
+            datagram = self._datagrams[key] = _Datagram(now)
+            self.octets += OVERHEAD
+            if self.octets > HIGH_WATER:
+                self._evict()
+        if datagram.buffer is None:
+            self._count("fragment_of_dropped")
+            return None
+        if end + len(fragment.header) > MAX_TOTAL:
+            self._drop(datagram, "fragment_too_large")
+        elif not self._fits(datagram, start, end, last=not more):
+            self._drop(datagram, "fragment_inconsistent")
+        else:
+            self._take(datagram, fragment, start, end)
+            if datagram.buffer is not None and datagram.ends[0] == datagram.total and not datagram.starts[0]:
+                return self._completed(key, datagram, fragment)
+        return None
+
+    @staticmethod
+    def _fits(datagram: _Datagram, start: int, end: int, *, last: bool) -> bool:
+        """Whether the end of the datagram, if it is known, is where this fragment lets it be."""
+        if not last:
+            return datagram.total < 0 or end <= datagram.total
+        if datagram.total < 0:
+            datagram.total = end
+            return not datagram.ends or datagram.ends[-1] <= end
+        return datagram.total == end
+
+    def _take(self, datagram: _Datagram, fragment: Ipv4Packet, start: int, end: int) -> None:
+        buffer = datagram.buffer
+        assert buffer is not None
+        starts, ends = datagram.starts, datagram.ends
+        after = bisect_right(starts, start)  # the first run that begins behind `start`
+        if after and ends[after - 1] > start:
+            if ends[after - 1] >= end and buffer[start:end] == fragment.payload:
+                self._count("fragment_duplicate")
+            else:
+                self._drop(datagram, "fragment_overlap")
+            return
+        if after < len(starts) and starts[after] < end:
+            self._drop(datagram, "fragment_overlap")
+            return
+        joins_left = after > 0 and ends[after - 1] == start
+        joins_right = after < len(starts) and starts[after] == end
+        if joins_left and joins_right:
+            ends[after - 1] = ends.pop(after)
+            del starts[after]
+        elif joins_left:
+            ends[after - 1] = end
+        elif joins_right:
+            starts[after] = start
+        elif len(starts) >= MAX_RUNS:
+            self._drop(datagram, "fragment_holes")
+            return
+        else:
+            starts.insert(after, start)
+            ends.insert(after, end)
+        if not start:
+            datagram.header = bytes(fragment.header)
+        grown = end - len(buffer)
+        if grown > 0:
+            if start > len(buffer):
+                buffer.extend(bytes(start - len(buffer)))
+            self.octets += grown
+            datagram.cost += grown
+        buffer[start:end] = fragment.payload
+        if self.octets > HIGH_WATER:
+            self._evict()
+
+    def _drop(self, datagram: _Datagram, why: str) -> None:
+        """The datagram and whatever of it is still to come (RFC 5722 section 4)."""
+        self._count(why)
+        self.octets -= datagram.cost - OVERHEAD
+        datagram.cost = OVERHEAD
+        datagram.buffer = None
+        datagram.starts = datagram.ends = []
+
+    def _completed(self, key: bytes, datagram: _Datagram, fragment: Ipv4Packet) -> Ipv4Packet | None:
+        self._forget(key)
+        assert datagram.buffer is not None
+        total = len(datagram.header) + datagram.total
+        if total > MAX_TOTAL:  # the first fragment has more options than the last one
+            self._count("fragment_too_large")
+            return None
+        header = bytearray(datagram.header)
+        flags = (header[6] << 8 | header[7]) & ipv4.DF
+        struct.pack_into("!H", header, 2, total)
+        struct.pack_into("!H", header, 6, flags)
+        struct.pack_into("!H", header, 10, 0)
+        struct.pack_into("!H", header, 10, checksum(ones_sum(header)))
+        self._count("fragment_reassembled")
+        return Ipv4Packet(
+            memoryview(header),
+            memoryview(datagram.buffer),
+            header[1],
+            fragment.identification,
+            flags,
+            header[8],
+            fragment.protocol,
+            fragment.source,
+            fragment.destination,
+        )
+
+    def _evict(self) -> None:
+        """Make place; the youngest, which alone is below the low water, stays."""
+        while self.octets > LOW_WATER:
+            key = next(iter(self._datagrams))
+            self._forget(key)
+            self._count("fragment_evicted")
+
+    def _forget(self, key: bytes) -> None:
+        self.octets -= self._datagrams.pop(key).cost
+
+    # Time
+
+    def next_deadline(self) -> float:
+        if not self._datagrams:
+            return NEVER
+        return self._datagrams[next(iter(self._datagrams))].started + TIMEOUT
+
+    def on_deadline(self, now: float) -> None:
+        while self.next_deadline() <= now:
+            key = next(iter(self._datagrams))
+            datagram = self._datagrams[key]
+            self._forget(key)
+            if datagram.buffer is not None:
+                self._count("fragment_timeout")
+                if datagram.header:
+                    self._gave_up(datagram.header + datagram.buffer[: min(datagram.ends[0], QUOTE_LIMIT)])
