@@ -6,6 +6,7 @@ what becomes due.  So a test is a script, and a silence is certain at once.
 
 from __future__ import annotations
 
+import errno
 import random
 import select
 import socket
@@ -16,7 +17,6 @@ from scapy.layers.l2 import ARP, Ether
 
 from tapdev.link import LinkCapabilities
 from tapdev.memory import memory_link_pair
-from tests.vpnkit.net.scripted_guest import checksums_hold
 from vpnkit.flow import host as host_sockets
 from vpnkit.net.guest import Guest
 from vpnkit.net.network import _dhcp_config
@@ -116,6 +116,26 @@ class Internet:
         return host_sockets.resolver_socket(family)
 
 
+class Nowhere:
+    """A host that has no sockets to give."""
+
+    @staticmethod
+    def udp_socket(*, gro: bool) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    @staticmethod
+    def tcp_socket() -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    @staticmethod
+    def ping_socket() -> tuple[socket.socket, bool]:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    @staticmethod
+    def is_local(address: str) -> bool:
+        return False
+
+
 class Wire:
     """A guest of ours without tasks, and what the one at the other end of his link says and hears."""
 
@@ -153,24 +173,27 @@ class Wire:
     def send(self, *packets: Packet | bytes) -> list[Ether]:
         """Say `packets`, in one burst, to the gateway's MAC where they have no Ethernet header; returns what comes
         until all is quiet."""
-        for packet in packets:
-            frame = Ether(src=MAC, dst=SERVER) / packet if isinstance(packet, IP) else packet
-            assert self.link.send((bytes(frame),))
-        return self.work()
+        return [Ether(frame) for frame in self.exchange(*map(octets, packets))]
 
-    def work(self) -> list[Ether]:
-        """Everything that is ready, until all is quiet; returns what came.  Every frame has sound checksums."""
+    def exchange(self, *frames: bytes) -> list[bytes]:
+        """The same, without scapy."""
+        for frame in frames:
+            assert self.link.send((frame,))
         while self.guest.burst() + self.guest.turn():
             pass
         came = []
-        while (frame := self.link.receive()) is not None:
-            came.append(bytes(frame))
+        while (received := self.link.receive()) is not None:
+            came.append(bytes(received))
         self.link.release()
         self.heard += came
-        for octets in came:
-            assert is_sound(octets), Ether(octets).summary()
+        for frame in came:
+            assert is_sound(frame), Ether(frame).summary()
         assert not self.counters["internal_error"]
-        return [Ether(octets) for octets in came]
+        return came
+
+    def work(self) -> list[Ether]:
+        """Everything that is ready, until all is quiet; returns what came."""
+        return self.send()
 
     def until(self, *layers: type[Packet], count: int = 1) -> list[Ether]:
         """The next frames with all of `layers`, of real sockets that need a moment."""
@@ -215,16 +238,29 @@ class Wire:
         assert not self.guest.icmp.sessions
 
 
+def octets(packet: Packet | bytes) -> bytes:
+    """The frame of `packet`, to the gateway's MAC unless it says otherwise."""
+    return bytes(Ether(src=MAC, dst=SERVER) / packet if isinstance(packet, IP) else packet)
+
+
 def is_sound(frame: bytes) -> bool:
-    """Whether its checksums are right; of a fragment that is the header's, as the other one is not all there."""
-    packet = Ether(frame)
-    if IP in packet and (packet[IP].flags.MF or packet[IP].frag):
-        frame = bytes(packet.copy())[: 14 + packet[IP].ihl * 4]
-        packet = IP(frame[14:])
-        sent = packet.chksum
-        del packet.chksum
-        return IP(bytes(packet)).chksum == sent
-    return checksums_hold(frame)
+    """Whether its checksums are right; those of a transport are looked at when it is all there."""
+    if frame[12:14] != b"\x08\x00":
+        return True
+    start = 14 + (frame[14] & 15) * 4
+    payload = frame[start : 14 + int.from_bytes(frame[16:18], "big")]
+    if not _adds_up(frame[14:start]):
+        return False
+    protocol = frame[23]
+    if int.from_bytes(frame[20:22], "big") & 0x3FFF or protocol not in (1, 6, 17):
+        return True
+    pseudo = b"" if protocol == 1 else frame[26:34] + bytes([0, protocol]) + len(payload).to_bytes(2, "big")
+    return _adds_up(pseudo + payload)
+
+
+def _adds_up(data: bytes) -> bool:
+    """A number of 16-bit digits and the sum of the digits are the same modulo 65535 (RFC 1071)."""
+    return int.from_bytes(data + bytes(len(data) % 2), "big") % 65535 == 0
 
 
 def closed_port(address: str = "127.0.0.1", kind: int = socket.SOCK_DGRAM) -> int:
