@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.interop.guest_tools import REMOTE, Directory, Lab, running, stream
+from tests.interop.guest_tools import REMOTE, Directory, Lab, running, stream, wait_for
 from tests.interop.link_guests import LEASE_SCRIPT, Program
 from tests.interop.servers import NameServer, WebServer
 
@@ -73,9 +73,17 @@ def payload(served_files):
 
 
 @pytest.fixture(scope="session")
-def web(lab, served_files):
+def web_server(lab, served_files):
     with WebServer(lab.host, served_files) as server:
         yield server
+
+
+@pytest.fixture
+def web(lab, web_server):
+    """A web server on the host, whose connections end with the test."""
+    yield web_server
+    port = f":{web_server.port} "
+    wait_for(lambda: not any(port in f"{line} " for line in lab.host.tcp_sockets()), "the web server's are closed")
 
 
 @pytest.fixture(scope="session")
