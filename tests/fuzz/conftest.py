@@ -1,4 +1,4 @@
-"""The guest under attack, who must be served at the end of every test that has him."""
+"""The guest under attack, who must be served at the end of every test that has him, and the LAN of several."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.fuzz.victim import Victim
+from tests.fuzz.village import Village
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,9 +23,9 @@ def run_with_a_still_clock(*args: Any, clock: object = None, **named: Any) -> An
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """pytest-trio takes the clock from a test's own arguments; here it belongs to `victim`."""
+    """pytest-trio takes the clock from a test's own arguments; here it belongs to `victim` and `village`."""
     for item in items:
-        if item.path.is_relative_to(HERE) and "victim" in getattr(item, "fixturenames", ()):
+        if item.path.is_relative_to(HERE) and {"victim", "village"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.trio(run=run_with_a_still_clock))
 
 
@@ -35,6 +36,19 @@ async def victim(nursery: trio.Nursery) -> AsyncIterator[Victim]:
     made = Victim(nursery, clock)
     try:
         yield made
+        made.check()
+    finally:
+        made.close()
+
+
+@pytest.fixture
+async def village(nursery: trio.Nursery) -> AsyncIterator[Village]:
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, MockClock)
+    made = Village(nursery, clock)
+    try:
+        yield made
+        made.settle()
         made.check()
     finally:
         made.close()

@@ -168,11 +168,7 @@ def arp_packet(
     plen: int = 4,
 ) -> bytes:
     return (
-        struct.pack("!HHBBH", htype, ptype, hlen, plen, op)
-        + sender_mac
-        + packed(sender)
-        + target_mac
-        + packed(target)
+        struct.pack("!HHBBH", htype, ptype, hlen, plen, op) + sender_mac + packed(sender) + target_mac + packed(target)
     )
 
 
@@ -241,6 +237,8 @@ def dns(message: bytes, *, sport: int = 4000) -> bytes:
     return udp(message, sport=sport, dport=53, dst=GATEWAY)
 
 
-def ipv6(payload: bytes, following: int, *, src: bytes, dst: bytes, length: int | None = None, hops: int = 255) -> bytes:
+def ipv6(
+    payload: bytes, following: int, *, src: bytes, dst: bytes, length: int | None = None, hops: int = 255
+) -> bytes:
     size = len(payload) if length is None else length
     return struct.pack("!IHBB", 6 << 28, size, following, hops) + src + dst + payload

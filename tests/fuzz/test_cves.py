@@ -177,7 +177,16 @@ async def test_cve_2014_3640_source_zero_and_others_that_nobody_has(victim, sour
     assert not victim.host.heard
 
 
-LOOPBACKS = ["127.0.0.1", "127.0.0.2", "127.255.255.255", "0.0.0.0", "0.0.0.1", "255.255.255.255", "224.0.0.1", "240.0.0.1"]
+LOOPBACKS = [
+    "127.0.0.1",
+    "127.0.0.2",
+    "127.255.255.255",
+    "0.0.0.0",
+    "0.0.0.1",
+    "255.255.255.255",
+    "224.0.0.1",
+    "240.0.0.1",
+]
 
 
 @pytest.mark.parametrize("address", LOOPBACKS)

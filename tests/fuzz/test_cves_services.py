@@ -58,10 +58,11 @@ async def test_cve_2021_3592_no_stale_octets_in_an_answer(victim):
     assert b"\xee" not in again
 
 
-@pytest.mark.parametrize("code", [*range(256)])
-async def test_cve_2017_11434_dhcp_option_length_past_the_end(victim, code):
+@pytest.mark.parametrize("first", range(0, 256, 32))
+async def test_cve_2017_11434_dhcp_option_length_past_the_end(victim, first):
     """Also CVE-2024-7490, CVE-2007-0061: every option with every kind of wrong length, and no END."""
-    for kind, cut in itertools.product((DISCOVER, REQUEST, INFORM), (0, 1, 2)):
+    codes = range(first, first + 32)
+    for code, kind, cut in itertools.product(codes, (DISCOVER, REQUEST, INFORM), (0, 1, 2)):
         for length in (0, 1, 3, 4, 5, 64, 254, 255):
             area = bytes((code, length)) + b"\x01" * max(min(length, 300) - cut, 0)
             for answer in victim.feed(dhcp(dhcp_message((53, kind), end=area))):
@@ -100,7 +101,9 @@ async def test_dhcp_replies_are_not_answered(victim):
     assert victim.feed(dhcp(offer[42:]), frames.udp(offer[42:], dst=GATEWAY, sport=67, dport=67)) == []
 
 
-@pytest.mark.parametrize("ip", [GATEWAY, "192.168.65.2", "192.168.65.255", "192.168.65.0", "0.0.0.0", "127.0.0.1", "8.8.8.8"])
+@pytest.mark.parametrize(
+    "ip", [GATEWAY, "192.168.65.2", "192.168.65.255", "192.168.65.0", "0.0.0.0", "127.0.0.1", "8.8.8.8"]
+)
 async def test_libslirp_request_for_an_address_that_nobody_may_have(victim, ip):
     requests = [
         dhcp(dhcp_message((53, REQUEST), (50, frames.packed(ip)))),
@@ -241,7 +244,9 @@ async def test_reverse_names_that_are_almost_addresses(victim):
 async def test_dns_every_opcode_class_and_type(victim):
     for opcode in range(16):
         victim.feed(dns(dns_query(flags=opcode << 11)))
-    for qtype, qclass in itertools.product((0, 1, 28, 41, 249, 250, 251, 252, 255, 256, 65535), (0, 1, 3, 254, 255, 65535)):
+    for qtype, qclass in itertools.product(
+        (0, 1, 28, 41, 249, 250, 251, 252, 255, 256, 65535), (0, 1, 3, 254, 255, 65535)
+    ):
         victim.feed(dns(dns_query(qtype=qtype, qclass=qclass)))
 
 

@@ -135,7 +135,12 @@ async def test_smoltcp_sack_blocks_that_wrap_or_lie(victim):
     blocks = [(0, 0xFFFFFFFF), (una, una), (una + 10, una), (una - 1, una + 1), (una + 5, una + 1 << 31), (7, 3)]
     for left, right in blocks:
         block = struct.pack("!II", left & 0xFFFFFFFF, right & 0xFFFFFFFF)
-        for options in (b"\1\1\5\x0a" + block, b"\1\1\5\x12" + block * 2, b"\1\1\5\x22" + block * 4, b"\1\1\5\x09" + block):
+        for options in (
+            b"\1\1\5\x0a" + block,
+            b"\1\1\5\x12" + block * 2,
+            b"\1\1\5\x22" + block * 4,
+            b"\1\1\5\x09" + block,
+        ):
             for _ in range(4):
                 victim.feed(peer.segment(options=options))
     assert peer.hears(20000) == bytes(20000)
@@ -150,7 +155,9 @@ async def test_cve_2026_9539_urgent_pointer_all_values(victim, urgent):
         peer.say(text[start : start + 64], flags=ACK | URG, urgent=urgent)
         peer.say(flags=ACK | URG, urgent=urgent >> 1)
         victim.feed(peer.segment(b"early", seq=peer.seq + 5000, flags=ACK | URG, urgent=urgent))
-        victim.feed(peer.segment(text[start : start + 64], seq=peer.seq - 64, flags=ACK | URG | PSH, urgent=65535 - urgent))
+        victim.feed(
+            peer.segment(text[start : start + 64], seq=peer.seq - 64, flags=ACK | URG | PSH, urgent=65535 - urgent)
+        )
     assert victim.received_by_host() == text
     peer.say(flags=RST)
 
@@ -273,7 +280,9 @@ async def test_blind_segments_hurt_nobody(victim):
         far = peer.seq + rng.randrange(2**21, 2**32 - 2**21)
         options = bytes(rng.choices(range(256), k=4 * rng.randrange(10)))
         victim.feed(
-            peer.segment(rng.randbytes(9), seq=far, flags=rng.choice([RST, SYN, RST | ACK, FIN | ACK, URG, 0]), options=options)
+            peer.segment(
+                rng.randbytes(9), seq=far, flags=rng.choice([RST, SYN, RST | ACK, FIN | ACK, URG, 0]), options=options
+            )
         )
     victim.feed(peer.segment(seq=peer.seq, options=b"\x02\x00\x00\x00", flags=SYN))
     peer.say(b"survived")

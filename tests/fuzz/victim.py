@@ -155,7 +155,9 @@ class Victim:
     def grew(self) -> dict[str, int]:
         """The counters that moved since the last call."""
         now = dict(self.guest.counters)
-        moved = {what: count - self._before.get(what, 0) for what, count in now.items() if count != self._before.get(what)}
+        moved = {
+            what: count - self._before.get(what, 0) for what, count in now.items() if count != self._before.get(what)
+        }
         self._before = now
         return moved
 

@@ -1,7 +1,8 @@
 """What one guest may not say to another: forged sources, and the parts that only the gateway plays.
 
 The verdicts are those of a good access switch: IP source guard, dynamic ARP inspection, RA guard (RFC 6105), ND
-inspection (RFC 6620 in spirit), DHCP snooping.  VLAN tags are refused: a tag of VLAN 0 would hide what is behind it.
+inspection (RFC 6620 in spirit), DHCP snooping.  VLAN tags and 802.2 headers are refused: what is behind them would be
+hidden (CVE-2021-27853, CVE-2021-27861); so is IPv6 that hides in fragments what is looked for (RFC 7113, RFC 6980).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from vpnkit.net.lan import Station
 
 VLAN_TAGS: Final = frozenset({0x8100, 0x88A8, 0x9100})
+SMALLEST_TYPE: Final = 0x0600  # below, the field is the length of an IEEE 802.2 frame
 DHCP_SERVER: Final = b"\x00\x43"  # UDP port 67
 DHCP_CLIENT: Final = b"\x00\x44"
 DHCPV6_SERVER: Final = b"\x02\x23"  # UDP port 547
@@ -30,6 +32,8 @@ TARGET_LINK_LAYER: Final = 2
 
 # RFC 8200 section 4: hop-by-hop options, routing, destination options: next header 1 | length in 8 octets less 1 | ...
 EXTENSIONS: Final = frozenset({0, 43, 60})
+FRAGMENT: Final = 44  # next header 1 | reserved 1 | offset and flags 2 | identification 4
+OFFSET_MASK: Final = 0xFFF8
 MAX_EXTENSIONS: Final = 8  # nobody honest has more; what is behind them is not looked for
 
 
@@ -41,6 +45,8 @@ def objection(station: Station, frame: memoryview, source_mac: bytes, ethertype:
         return arp_objection(station, frame, source_mac)
     if ethertype == ethernet.ETHERTYPE_IPV6:
         return _ipv6(station, frame, source_mac)
+    if ethertype < SMALLEST_TYPE:
+        return "llc_dropped"
     return "vlan_dropped" if ethertype in VLAN_TAGS else ""
 
 
@@ -71,17 +77,29 @@ def _ipv6(station: Station, frame: memoryview, source_mac: bytes) -> str:
         return "malformed"
     source = bytes(frame[22:38])
     next_header = frame[20]
-    start = 54
+    start, end = 54, len(frame)
+    fragmented = False
     for _ in range(MAX_EXTENSIONS):
-        if next_header not in EXTENSIONS or len(frame) < start + 8:
+        if next_header == FRAGMENT and end >= start + 8:
+            if (frame[start + 2] << 8 | frame[start + 3]) & OFFSET_MASK:
+                return "" if station.owns(source, source_mac) else "spoofed_ip"  # the first one is looked at
+            fragmented = True
+            end = min(end, 54 + (frame[18] << 8 | frame[19]))
+            next_header, start = frame[start], start + 8
+        elif next_header in EXTENSIONS and end >= start + 8:
+            next_header, start = frame[start], start + 8 + frame[start + 1] * 8
+        else:
             break
-        next_header, start = frame[start], start + 8 + frame[start + 1] * 8
     else:
         return "malformed"
-    if next_header == ICMPV6 and len(frame) > start:
+    if fragmented and end < start + 8:
+        return "malformed"  # RFC 7112: the first fragment has all headers
+    if next_header == ICMPV6 and end > start:
         verdict = _icmpv6(station, frame[start:], source, source_mac)
         if verdict:
             return verdict
+        if fragmented and frame[start] in (NEIGHBOR_SOLICITATION, NEIGHBOR_ADVERTISEMENT):
+            return "spoofed_nd"  # RFC 6980: the rest of its options is not here
     elif next_header == ipv4.UDP and bytes(frame[start : start + 2]) == DHCPV6_SERVER:
         return "rogue_dhcp"
     if source == UNSPECIFIED:  # before he has an address: duplicate address detection, MLD
