@@ -8,6 +8,7 @@ of the code under test, and each one that leaves must have sound lengths and che
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections import deque
@@ -154,8 +155,12 @@ class Host(MuteHost):
         self.error = 0
 
     def tcp_socket(self) -> socket.socket:
-        near = super().tcp_socket()
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.setblocking(False)
+        self.far.append(far)
         if self.held:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             near = Undecided(fileno=near.detach())
             near.host = self
             near.setblocking(False)
@@ -165,6 +170,9 @@ class Host(MuteHost):
             except BlockingIOError:
                 pass
         return near
+
+    def start_connect(self, made: socket.socket, address: tuple[str, int]) -> int:  # type: ignore[override]
+        return errno.EINPROGRESS if self.held else MuteHost.start_connect(made, address)
 
     def answer(self, error: int = 0) -> None:
         """The held connect ends."""
@@ -200,7 +208,7 @@ class Script:
         our_iss: int | None = None,
     ) -> None:
         """`iss` is the guest's first sequence number, `our_iss` ours when it should not be chosen as usual."""
-        self.now = 0.0  # seconds
+        self.now = 1000.0  # seconds
         self.still = StillGuest(nursery, verify_checksums=verify_checksums, capabilities=capabilities)
         self.guest = self.still.guest
         self.guest.now = lambda: self.now
