@@ -187,7 +187,7 @@ def test_a_second_instance_on_live_paths(lab, peer_program):
                 assert done.stdout == ""
             assert sockets(instance.directory) == FILES
             assert os.listdir(elsewhere) == []
-            guest.run("ping", "-c1", "-W2", GATEWAY)
+            guest.run("ping", "-c1", "-W5", GATEWAY)
         finally:
             guest.close()
 
@@ -202,7 +202,7 @@ def test_a_guest_that_goes_and_returns(lab, peer_program, lease_script, kind):
         guest = LinkGuest(peer_program, instance, way, *arguments, mac="" if kind == "vmnet" else who)
         try:
             guest.dhcp(lease_script)
-            guest.run("ping", "-c1", "-W2", GATEWAY)
+            guest.run("ping", "-c1", "-W5", GATEWAY)
         finally:
             guest.leave()
             guest.close()
