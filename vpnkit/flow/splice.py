@@ -215,7 +215,7 @@ class SpliceFlow(TcpFlow):
             return
         sender = connection.sender
         for _ in range(FETCH_BUDGET):
-            limit = sender.room()
+            limit = sender.room(now)
             if not limit:
                 return
             if limit > self._read_size:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
+from vpnkit.flow import error_queue
 from vpnkit.flow import host as host_sockets
 from vpnkit.flow.host import Failure
+from vpnkit.flow.marks import USUAL_TTLS, mark_connected, mark_connection
 from vpnkit.flow.splice import SpliceFlow
 from vpnkit.flow.stream import GuestStream, StreamFlow
 from vpnkit.net.policy import Host, Protocol, Refuse, Service, target
@@ -21,6 +24,7 @@ from vpnkit.proto.tcp.connection import Offer, TcpConnection
 from vpnkit.proto.tcp.seq import MASK, after
 from vpnkit.proto.tcp.state import State
 from vpnkit.wire import icmp, tcp
+from vpnkit.wire.ipv4 import TTL_OFFSET
 from vpnkit.wire.tcp import ACK, FIN, RST, SYN, FrameTemplate, Segment
 
 if TYPE_CHECKING:
@@ -92,7 +96,13 @@ class TcpTable:
                 self._reset(key, segment, source_mac)
         else:
             connection.receive(
-                segment.sequence, segment.acknowledgement, segment.flags, segment.window, segment.payload, now
+                segment.sequence,
+                segment.acknowledgement,
+                segment.flags,
+                segment.window,
+                segment.payload,
+                now,
+                tcp.decode_sack(segment.options) if segment.options else (),
             )
         self._guest.touch(flow)
 
@@ -181,6 +191,8 @@ class TcpTable:
         )
         template = self._template(key, source_mac)
         if isinstance(aim, Host):
+            if guest.out.expired(packet):
+                return
             self._dial(packet, key, connection, template, (aim.address, aim.port))
         else:
             flow = StreamFlow(guest, guest.next_number(), key, connection, template)
@@ -212,6 +224,7 @@ class TcpTable:
             connection.abort("no descriptor")
             self._send_reset(connection, template)
             return
+        mark_connection(made, packet.ttl, packet.tos)
         number = guest.host.start_connect(made, address)
         flow = SpliceFlow(guest, guest.next_number(), key, connection, template, made, guest.poller)
         flow.remote = f"{address[0]}:{address[1]}"
@@ -219,9 +232,9 @@ class TcpTable:
         if number == errno.EINPROGRESS:
             self._held[key] = bytes(packet.header) + bytes(packet.payload)
             self._held_to[destination] = self._held_to.get(destination, 0) + 1
-            flow.wait_for_host(self._host_answered)
+            flow.wait_for_host(partial(self._host_answered, made))
         else:
-            self._answer(flow, number, bytes(packet.header) + bytes(packet.payload))
+            self._answer(made, flow, number, bytes(packet.header) + bytes(packet.payload))
 
     def _drop_oldest_held(self) -> None:
         """So that black holes, which take minutes, do not keep the guest from everybody else."""
@@ -238,9 +251,9 @@ class TcpTable:
                 (template.with_options(segment.sequence, acknowledgement, segment.flags, window, b""),)
             )
 
-    def _host_answered(self, flow: SpliceFlow, number: int) -> None:
+    def _host_answered(self, made: socket.socket, flow: SpliceFlow, number: int) -> None:
         quoted = self._release_held(flow.key)
-        self._answer(flow, number, quoted)
+        self._answer(made, flow, number, quoted)
 
     def _release_held(self, key: bytes) -> bytes:
         quoted = self._held.pop(key, b"")
@@ -253,7 +266,7 @@ class TcpTable:
                 del self._held_to[destination]
         return quoted
 
-    def _answer(self, flow: SpliceFlow, number: int, quoted: bytes) -> None:
+    def _answer(self, made: socket.socket, flow: SpliceFlow, number: int, quoted: bytes) -> None:
         """The host's `connect` ended with `number`: say to the guest what a real network would."""
         guest = self._guest
         connection = flow.connection
@@ -261,6 +274,7 @@ class TcpTable:
             guest.touch(flow)
             return
         if number == 0:
+            mark_connected(made, quoted[TTL_OFFSET])
             flow.opened()
             connection.accept(guest.now())
             guest.touch(flow)
@@ -268,7 +282,12 @@ class TcpTable:
         what = host_sockets.failure(number)
         guest.count(f"tcp_connect_{what.name.lower()}")
         code = _ICMP_CODE.get(what)
-        if code is not None:
+        expired = None
+        if what is Failure.HOST_UNREACHABLE and quoted[TTL_OFFSET] not in USUAL_TTLS:
+            expired = next((e for e in error_queue.take(made) if e.from_network and e.kind == icmp.TIME_EXCEEDED), None)
+        if expired is not None:
+            guest.out.icmp_passed_on(expired, quoted)
+        elif code is not None:
             guest.out.icmp_quote(quoted, icmp.DEST_UNREACHABLE, code)
         reset = what is Failure.REFUSED or what is Failure.EXHAUSTED
         connection.abort(f"connect: {errno.errorcode.get(number, number)}", reset=reset)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
 from vpnkit.wire.checksum import Buffer, checksum, data_sum, ones_sum
@@ -16,7 +16,13 @@ from vpnkit.wire.ipv4 import DEFAULT_TTL, DF
 from vpnkit.wire.ipv4 import HEADER as IPV4_HEADER
 from vpnkit.wire.ipv4 import TCP as PROTOCOL
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
 HEADER: Final = struct.Struct("!HHIIBBHHH")
+_BLOCK: Final = struct.Struct("!II")
+
+Block = tuple[int, int]  # of a SACK option: the first octet's sequence number, and that after the last one
 
 FIN: Final = 0x01
 SYN: Final = 0x02
@@ -31,6 +37,9 @@ OPTION_END: Final = 0
 OPTION_NOP: Final = 1
 OPTION_MSS: Final = 2
 OPTION_WINDOW_SCALE: Final = 3
+OPTION_SACK_PERMITTED: Final = 4
+OPTION_SACK: Final = 5
+MAX_SACK_BLOCKS: Final = 4  # 34 of 40 octets of options
 MAX_WINDOW_SCALE: Final = 14  # RFC 7323 section 2.3
 
 DEFAULT_MSS: Final = 536  # RFC 9293 MUST-15
@@ -56,13 +65,16 @@ class SynOptions:
 
     mss: int = DEFAULT_MSS
     window_scale: int | None = None  # None: not offered
+    sack_permitted: bool = False
 
     def encode(self) -> bytes:
-        """MSS and, if offered, window scale; a multiple of four octets."""
-        mss = struct.pack("!BBH", OPTION_MSS, 4, self.mss)
-        if self.window_scale is None:
-            return mss
-        return mss + struct.pack("!BBBB", OPTION_NOP, OPTION_WINDOW_SCALE, 3, self.window_scale)
+        """MSS and what else is offered; a multiple of four octets."""
+        encoded = struct.pack("!BBH", OPTION_MSS, 4, self.mss)
+        if self.sack_permitted:
+            encoded += struct.pack("!BBBB", OPTION_NOP, OPTION_NOP, OPTION_SACK_PERMITTED, 2)
+        if self.window_scale is not None:
+            encoded += struct.pack("!BBBB", OPTION_NOP, OPTION_WINDOW_SCALE, 3, self.window_scale)
+        return encoded
 
 
 def decode(data: memoryview) -> Segment:
@@ -78,9 +90,8 @@ def decode(data: memoryview) -> Segment:
     )
 
 
-def decode_syn_options(options: Buffer) -> SynOptions:
-    """MSS and window scale; unknown options are skipped.  Raises WireError for an illegal length (MUST-7)."""
-    found = SynOptions()
+def _options(options: Buffer) -> Iterator[tuple[int, int, int]]:
+    """(kind, where its value begins, length of the value) of each option; raises WireError for an illegal length."""
     i = 0
     while i < len(options):
         kind = options[i]
@@ -91,13 +102,39 @@ def decode_syn_options(options: Buffer) -> SynOptions:
             continue
         if i + 1 >= len(options) or options[i + 1] < 2 or i + options[i + 1] > len(options):
             raise WireError(f"length of TCP option {kind}")
-        length = options[i + 1]
-        if kind == OPTION_MSS and length == 4:
-            found.mss = options[i + 2] << 8 | options[i + 3]
-        elif kind == OPTION_WINDOW_SCALE and length == 3:
-            found.window_scale = min(options[i + 2], MAX_WINDOW_SCALE)
-        i += length
+        yield kind, i + 2, options[i + 1] - 2
+        i += options[i + 1]
+
+
+def decode_syn_options(options: Buffer) -> SynOptions:
+    """What a SYN offers; unknown options are skipped.  Raises WireError for an illegal length (MUST-7)."""
+    found = SynOptions()
+    for kind, i, length in _options(options):
+        if kind == OPTION_MSS and length == 2:
+            found.mss = options[i] << 8 | options[i + 1]
+        elif kind == OPTION_WINDOW_SCALE and length == 1:
+            found.window_scale = min(options[i], MAX_WINDOW_SCALE)
+        elif kind == OPTION_SACK_PERMITTED and length == 0:
+            found.sack_permitted = True
     return found
+
+
+def decode_sack(options: Buffer) -> tuple[Block, ...]:
+    """The blocks of a SACK option, as (left edge, right edge); unknown options are skipped.  Raises WireError for an
+    illegal length (MUST-7)."""
+    found: tuple[Block, ...] = ()
+    for kind, i, length in _options(options):
+        if kind == OPTION_SACK and length and not length % _BLOCK.size:
+            found = tuple(_BLOCK.unpack_from(options, i + j) for j in range(0, length, _BLOCK.size))
+    return found
+
+
+def encode_sack(blocks: Sequence[Block]) -> bytes:
+    """A SACK option of at most MAX_SACK_BLOCKS blocks, padded in front (RFC 2018 appendix A); none for no blocks."""
+    if not blocks:
+        return b""
+    head = struct.pack("!BBBB", OPTION_NOP, OPTION_NOP, OPTION_SACK, 2 + len(blocks) * _BLOCK.size)
+    return head + b"".join(_BLOCK.pack(*block) for block in blocks)
 
 
 class FrameTemplate:

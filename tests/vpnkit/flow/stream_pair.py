@@ -14,7 +14,7 @@ from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.connection import Offer, TcpConnection
 from vpnkit.proto.tcp.receiver import CAPACITY
 from vpnkit.proto.tcp.state import State
-from vpnkit.wire.tcp import FrameTemplate, SynOptions, decode, decode_syn_options
+from vpnkit.wire.tcp import FrameTemplate, SynOptions, decode, decode_sack, decode_syn_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,6 +129,7 @@ class Wire:
                 segment.window,
                 segment.payload,
                 trio.current_time(),
+                decode_sack(segment.options),
             )
 
     async def run(self) -> None:

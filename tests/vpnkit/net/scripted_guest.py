@@ -25,7 +25,7 @@ from vpnkit.proto.dhcp import DhcpServer
 from vpnkit.proto.tcp.connection import Offer, TcpConnection
 from vpnkit.proto.tcp.state import State
 from vpnkit.services.dhcp import DhcpService
-from vpnkit.wire.tcp import RST, FrameTemplate, decode, decode_syn_options
+from vpnkit.wire.tcp import RST, FrameTemplate, decode, decode_sack, decode_syn_options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -117,6 +117,7 @@ class Client:
                 segment.window,
                 memoryview(bytearray(segment.payload)),
                 trio.current_time(),
+                decode_sack(segment.options),
             )
         self.take()
         self.flush()

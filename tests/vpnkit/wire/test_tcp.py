@@ -21,7 +21,9 @@ from vpnkit.wire.tcp import (
     FrameTemplate,
     SynOptions,
     decode,
+    decode_sack,
     decode_syn_options,
+    encode_sack,
 )
 
 NUMBER, PORT, FIELD = st.integers(0, 2**32 - 1), st.integers(0, 65535), st.integers(0, 65535)
@@ -109,7 +111,7 @@ def test_scapys_segment(source, destination, sequence, acknowledgement, flags, w
     assert (segment.source_port, segment.destination_port) == (source, destination)
     assert (segment.sequence, segment.acknowledgement) == (sequence, acknowledgement)
     assert (segment.flags, segment.window, segment.payload) == (flags, window, payload)
-    assert decode_syn_options(segment.options) == SynOptions(1400, 9)
+    assert decode_syn_options(segment.options) == SynOptions(1400, 9, True)
 
 
 @given(st.binary(max_size=80))
@@ -131,11 +133,11 @@ class TestOptions:
         assert 0 <= options.mss <= 65535
         assert options.window_scale is None or 0 <= options.window_scale <= 14
 
-    @given(st.integers(0, 65535), st.none() | st.integers(0, 14))
-    def test_round_trip(self, mss, scale):
-        encoded = SynOptions(mss, scale).encode()
+    @given(st.integers(0, 65535), st.none() | st.integers(0, 14), st.booleans())
+    def test_round_trip(self, mss, scale, sack):
+        encoded = SynOptions(mss, scale, sack).encode()
         assert len(encoded) % 4 == 0
-        assert decode_syn_options(encoded) == SynOptions(mss, scale)
+        assert decode_syn_options(encoded) == SynOptions(mss, scale, sack)
 
     def test_none(self):
         assert decode_syn_options(b"") == SynOptions(DEFAULT_MSS, None)
@@ -146,7 +148,7 @@ class TestOptions:
         with pytest.raises(WireError, match="length"):
             decode_syn_options(bytes([1, kind]) + rest)
 
-    @pytest.mark.parametrize("kind", [4, 5, 6, 8, 34, 200, 253])
+    @pytest.mark.parametrize("kind", [5, 6, 8, 34, 200, 253])
     def test_unknown_ones_are_passed_over(self, kind):
         for shift in range(4):
             data = bytes([1] * shift + [kind, 5, 1, 2, 3]) + SynOptions(1200, 5).encode()
@@ -160,3 +162,33 @@ class TestOptions:
 
     def test_a_scale_above_14(self):
         assert decode_syn_options(b"\x03\x03\xff").window_scale == 14
+
+
+class TestSack:
+    @given(st.lists(st.tuples(NUMBER, NUMBER), max_size=4))
+    def test_round_trip(self, blocks):
+        encoded = encode_sack(blocks)
+        assert len(encoded) % 4 == 0
+        assert len(encoded) <= 40
+        assert decode_sack(encoded) == tuple(blocks)
+
+    @given(st.lists(st.tuples(NUMBER, NUMBER), min_size=1, max_size=4))
+    def test_scapy_reads_the_same(self, blocks):
+        made = template(bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), (80, 1234))
+        read = Ether(bytes(made.with_options(1, 2, ACK, 3, encode_sack(blocks))))[TCP]
+        assert dict(read.options)["SAck"] == tuple(edge for block in blocks for edge in block)
+
+    @given(st.binary(max_size=40))
+    def test_any_octets_are_blocks_or_an_error(self, data):
+        try:
+            blocks = decode_sack(data)
+        except WireError:
+            return
+        assert len(blocks) <= 4
+
+    def test_behind_others(self):
+        assert decode_sack(bytes([1, 8, 10, *range(8)]) + encode_sack([(5, 9)])) == ((5, 9),)
+
+    @pytest.mark.parametrize("length", [2, 9, 11, 17])
+    def test_half_a_block_is_no_block(self, length):
+        assert decode_sack(bytes([5, length]) + bytes(length - 2)) == ()

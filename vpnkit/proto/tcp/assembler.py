@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from vpnkit.proto.tcp.seq import distance
+from vpnkit.proto.tcp.seq import MASK, distance
 
 MAX_RANGES: Final = 64
+RECENT: Final = 4  # segments whose order of arrival is remembered, for a SACK option
 MAX_OCTETS: Final = 1 << 20  # of one connection; not more than the window that was advertised anyway
 
 
 class Assembler:
     """Out-of-order data, as (sequence, octets) with no two overlapping."""
 
-    __slots__ = ("_ranges", "dropped", "octets")
+    __slots__ = ("_ranges", "_recent", "dropped", "octets")
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, bytes]] = []
+        self._recent: list[int] = []  # where the last ones began, newest first
         self.octets = 0
         self.dropped = 0  # segments that did not fit
 
@@ -33,6 +35,8 @@ class Assembler:
         end = start + len(data)
         if end <= start:
             return
+        self._recent.insert(0, sequence)
+        del self._recent[RECENT:]
         ranges = self._ranges
         i = 0
         while i < len(ranges) and start < end:
@@ -74,6 +78,23 @@ class Assembler:
                 return data[behind:]
         return None
 
+    def blocks(self, limit: int) -> list[tuple[int, int]]:
+        """At most `limit` blocks of adjoining octets, that of the newest segment first (RFC 2018 section 4)."""
+        merged: list[tuple[int, int]] = []
+        for sequence, data in self._ranges:
+            end = (sequence + len(data)) & MASK
+            if merged and merged[-1][1] == sequence:
+                merged[-1] = (merged[-1][0], end)
+            else:
+                merged.append((sequence, end))
+        found: list[tuple[int, int]] = []
+        for recent in self._recent:
+            for block in merged:
+                if distance(block[0], recent) >= 0 and distance(recent, block[1]) > 0 and block not in found:
+                    found.append(block)
+        return [*found, *(block for block in merged if block not in found)][:limit]
+
     def clear(self) -> None:
         self._ranges.clear()
+        self._recent.clear()
         self.octets = 0

@@ -31,12 +31,21 @@ class NewReno:
             self.window += max(self.mss * octets // self.window, 1)
 
     def lost(self, in_flight: int) -> None:
-        """Three duplicate ACKs: halve (RFC 5681 section 3.2 step 2)."""
+        """A segment was lost: halve (RFC 5681 section 3.2 step 2)."""
         self.ssthresh = max(in_flight // 2, 2 * self.mss)
-        self.window = int(self.ssthresh) + 3 * self.mss
+        self.window = int(self.ssthresh)
+
+    def deflated(self, acked: int) -> None:
+        """A partial ACK of NewReno: what it acknowledges was counted by the duplicates (RFC 6582 section 3.2)."""
+        self.window = max(self.window - acked + (self.mss if acked >= self.mss else 0), self.mss)
 
     def recovered(self) -> None:
+        """NewReno's recovery is over: the duplicates count no more."""
         self.window = int(self.ssthresh)
+
+    def idle(self) -> None:
+        """Nothing was sent for longer than the timeout: the ACKs that clock us are gone (RFC 5681 section 4.1)."""
+        self.window = min(self.window, max(INITIAL_WINDOW_SEGMENTS * self.mss, 14600))
 
     def timed_out(self, in_flight: int) -> None:
         """A retransmission timeout: one segment, then slow start (RFC 5681 section 3.1)."""

@@ -19,7 +19,10 @@ from vpnkit.proto.tcp.state import Event, State, moved
 from vpnkit.wire.tcp import ACK, FIN, PSH, RST, SYN, SynOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vpnkit.wire.checksum import Buffer
+    from vpnkit.wire.tcp import Block
 
 SYN_RETRANSMISSIONS: Final = 6  # 1 + 2 + 4 ... s: the guest gets about two minutes to answer
 FIN_WAIT_2_SECONDS: Final = 60.0  # how long a fully closed relay waits for the guest's FIN
@@ -56,6 +59,7 @@ class TcpConnection:
         "_syn_due",
         "_syn_retries",
         "_syn_rto",
+        "_wants_sack",
         "_wants_scale",
         "aborted",
         "receiver",
@@ -73,6 +77,7 @@ class TcpConnection:
         self.state = State.CLOSED
         self.aborted = ""  # why, when the connection did not end by FINs
         self._wants_scale = True
+        self._wants_sack = True
         self._syn_due = False
         self._syn_rto = INITIAL
         self._syn_retries = 0
@@ -106,7 +111,8 @@ class TcpConnection:
     def _heard_syn(self, sequence: int, options: SynOptions, window: int) -> None:
         scaled = options.window_scale is not None
         self._wants_scale = scaled
-        self.receiver = Receiver(sequence, WINDOW_SCALE if scaled else 0)
+        self._wants_sack = sack = options.sack_permitted
+        self.receiver = Receiver(sequence, WINDOW_SCALE if scaled else 0, sack=sack)
         mss = max(min(options.mss, self._offer.mss), MIN_MSS)
         self.sender = Sender(
             self._iss,
@@ -114,6 +120,7 @@ class TcpConnection:
             self._offer.limit if self._offer.limit > self._offer.mss else mss,
             options.window_scale or 0,
             window,
+            sack=sack,
         )
         self.sender.wl1 = sequence
         self._heard = True
@@ -174,27 +181,41 @@ class TcpConnection:
     # Input
 
     def receive(
-        self, sequence: int, acknowledgement: int, flags: int, window: int, payload: memoryview, now: float
+        self,
+        sequence: int,
+        acknowledgement: int,
+        flags: int,
+        window: int,
+        payload: memoryview,
+        now: float,
+        blocks: Sequence[Block] = (),
     ) -> None:
-        """One segment of the guest for this connection, after the SYN that began it."""
+        """One segment of the guest for this connection, after the SYN that began it; `blocks` are those of SACK."""
         if self.state is State.ESTABLISHED:
             # Header prediction (RFC 1323 appendix A, in spirit): in order, nothing early, only ACK and PSH set.
             receiver = self.receiver
             if sequence == receiver.nxt and flags & (FIN | SYN | RST | ACK) == ACK and not receiver.early:
                 length = len(payload)
                 if length <= (receiver.edge - sequence) & MASK:
-                    if not self.sender.acknowledge(sequence, acknowledgement, window, length > 0, now):
-                        receiver.ack_due = True
+                    if not self.sender.acknowledge(sequence, acknowledgement, window, length > 0, now, blocks):
+                        self._challenge(now)
                         return
                     if length:
                         receiver.inbox.append(payload)
                         receiver.nxt = (sequence + length) & MASK
                         receiver.hear(length, self._offer.mss, now)
                     return
-        self._receive_any(sequence, acknowledgement, flags, window, payload, now)
+        self._receive_any(sequence, acknowledgement, flags, window, payload, now, blocks)
 
     def _receive_any(
-        self, sequence: int, acknowledgement: int, flags: int, window: int, payload: memoryview, now: float
+        self,
+        sequence: int,
+        acknowledgement: int,
+        flags: int,
+        window: int,
+        payload: memoryview,
+        now: float,
+        blocks: Sequence[Block],
     ) -> None:
         """RFC 9293 section 3.10.7, for what header prediction does not cover."""
         if self.state is State.SYN_HELD:
@@ -224,7 +245,9 @@ class TcpConnection:
             if flags & (SYN | ACK) == ACK and self.state.synchronized and not after(sequence, receiver.nxt):
                 # Its data is old, or refused by a closed window, but its ACK is good.  Were it dropped as section
                 # 3.10.7.4 says, two ends that both missed an ACK would tell each other so for ever.
-                self._acknowledge(sequence, acknowledgement, window, True, now)
+                self._acknowledge(sequence, acknowledgement, window, True, now, blocks)
+            if not after((sequence + len(payload)) & MASK, receiver.nxt):
+                receiver.repeated(sequence, len(payload))
             receiver.ack_due = True
             return
         if flags & RST:  # RFC 5961 section 3.2
@@ -244,13 +267,12 @@ class TcpConnection:
                 self._reset_sequence = acknowledgement
                 return
             self._established(sequence, acknowledgement)
-        if not self._acknowledge(sequence, acknowledgement, window, length > 0, now):
-            receiver.ack_due = True
+        if not self._acknowledge(sequence, acknowledgement, window, length > 0, now, blocks):
+            self._challenge(now)
             return
         if length and not receiver.finished:
-            if receiver.accept(sequence, payload, bool(flags & FIN)):
+            if receiver.accept(sequence, payload, bool(flags & FIN), self._offer.mss, now):
                 self.state = moved(self.state, Event.PEER_FIN)
-            receiver.ack_due = True
         elif length:
             receiver.ack_due = True
 
@@ -285,9 +307,17 @@ class TcpConnection:
         sender.wl1 = sequence
         sender.wl2 = acknowledgement
 
-    def _acknowledge(self, sequence: int, acknowledgement: int, window: int, has_data: bool, now: float) -> bool:
+    def _acknowledge(
+        self,
+        sequence: int,
+        acknowledgement: int,
+        window: int,
+        has_data: bool,
+        now: float,
+        blocks: Sequence[Block],
+    ) -> bool:
         sender = self.sender
-        if not sender.acknowledge(sequence, acknowledgement, window, has_data, now):
+        if not sender.acknowledge(sequence, acknowledgement, window, has_data, now, blocks):
             return False
         if sender.fin_sent and sender.is_done and self.state in (State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK):
             self.state = moved(self.state, Event.ACK_OF_FIN)
@@ -308,16 +338,22 @@ class TcpConnection:
         state = self.state
         if state.synchronized:
             sender = self.sender
-            if sender.end != sender.nxt or sender.finishing or sender.retransmit_due:
+            if sender.end != sender.nxt or sender.finishing or sender.repairing:
                 data = sender.next_data()
                 if data is not None:
                     sequence, payload, fin = data
-                    return OutSegment(sequence, ACK | FIN | PSH if fin else ACK | PSH, payload, b"")
-            if self.receiver.ack_due:
-                return OutSegment(sender.ack_sequence(), ACK, b"", b"")
+                    if fin:
+                        return OutSegment(sequence, ACK | FIN | PSH, payload, b"")
+                    last = (sequence + len(payload)) & MASK == sender.end  # MUST-61
+                    return OutSegment(sequence, ACK | PSH if last else ACK, payload, b"")
+            receiver = self.receiver
+            if receiver.ack_due or receiver.early_acks:
+                options = receiver.report() if receiver.early or receiver.twice is not None else b""
+                return OutSegment(sender.ack_sequence(), ACK, b"", options)
             return None
         if self._syn_due:
-            options = SynOptions(self._offer.mss, WINDOW_SCALE if self._wants_scale else None).encode()
+            offered = SynOptions(self._offer.mss, WINDOW_SCALE if self._wants_scale else None, self._wants_sack)
+            options = offered.encode()
             return OutSegment(self._iss, SYN if state is State.SYN_SENT else SYN | ACK, b"", options)
         if self._reset_due:
             return OutSegment(self._reset_sequence, RST | ACK, b"", b"")
@@ -345,7 +381,10 @@ class TcpConnection:
             return
         with_data = bool(flags & FIN or len(segment.payload))
         self.receiver.told(with_data, now)
-        if with_data:
+        if not with_data:
+            if self.receiver.early_acks:
+                self.receiver.early_acks -= 1
+        else:
             self.sender.sent(segment.sequence, len(segment.payload), bool(flags & FIN), now)
 
     # Time

@@ -12,10 +12,12 @@ from typing import Final
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.assembler import Assembler
 from vpnkit.proto.tcp.seq import MASK, distance
+from vpnkit.wire.tcp import MAX_SACK_BLOCKS, encode_sack
 
 WINDOW_SCALE: Final = 7  # ours: windows of up to 8 MiB in steps of 128 octets
 CAPACITY: Final = 1 << 20  # octets that we are ready to take before anything left
 DELAYED_ACK: Final = 0.002  # seconds; the link has no delay of its own, and 40 ms would stall a Nagle sender's tail
+MAX_EARLY_ACKS: Final = 3  # at a time: as many as make a sender without SACK repeat what is missing
 ROUNDING: Final = 1 << 16  # octets above it that rounding windows up may cost in all
 
 
@@ -28,6 +30,7 @@ class Receiver:
         "capacity",
         "delayed_octets",
         "early",
+        "early_acks",
         "edge",
         "fin_sequence",
         "finished",
@@ -35,11 +38,14 @@ class Receiver:
         "inbox",
         "interactive",
         "nxt",
+        "sack",
         "scale",
+        "twice",
     )
 
-    def __init__(self, irs: int, scale: int) -> None:
-        """`irs` is the guest's initial sequence; `scale` our window scale, 0 when it was not negotiated."""
+    def __init__(self, irs: int, scale: int, *, sack: bool = False) -> None:
+        """`irs` is the guest's initial sequence; `scale` our window scale, 0 when it was not negotiated; `sack`: the
+        guest wants to know what we hold."""
         self.nxt = (irs + 1) & MASK  # RCV.NXT
         self.scale = scale
         self.capacity = CAPACITY if scale else 65535
@@ -48,6 +54,9 @@ class Receiver:
         self.inbox: list[memoryview | bytes] = []
         self.assembler = Assembler()
         self.early = False  # something came before its turn: data in the assembler, or a FIN
+        self.sack = sack
+        self.twice: tuple[int, int] | None = None  # a block that came again, for a SACK option (RFC 2883)
+        self.early_acks = 0  # ACKs that are due for segments that came early, one each (RFC 5681 section 3.2)
         self.fin_sequence: int | None = None  # of a FIN that came before the data in front of it
         self.finished = False  # the FIN is behind RCV.NXT
         self.ack_due = False
@@ -123,9 +132,25 @@ class Receiver:
             return 0 <= start <= max(window, 0)
         return window > 0 and (0 <= start < window or 0 <= start + length - 1 < window)
 
-    def accept(self, sequence: int, payload: memoryview, fin: bool) -> bool:
+    def report(self) -> bytes:
+        """The SACK option of the ACK that leaves next; none when nothing came early or twice."""
+        if not self.sack:
+            return b""
+        twice = self.twice
+        if twice is None:
+            return encode_sack(self.assembler.blocks(MAX_SACK_BLOCKS)) if self.early else b""
+        self.twice = None
+        return encode_sack([twice, *self.assembler.blocks(MAX_SACK_BLOCKS - 1)])
+
+    def repeated(self, sequence: int, length: int) -> None:
+        """A segment whose octets were all taken before."""
+        if length:
+            self.twice = (sequence, (sequence + length) & MASK)
+
+    def accept(self, sequence: int, payload: memoryview, fin: bool, full: int, now: float) -> bool:
         """Take an acceptable segment's data: in order to the inbox, early to the assembler, the rest is trimmed.
 
+        `full` is for `hear`: as in the fast path, what is in order and nothing else may be acknowledged later.
         True when that made the guest's FIN the next thing in order; it is behind RCV.NXT now.
         """
         start = distance(self.nxt, sequence)
@@ -143,6 +168,7 @@ class Receiver:
                 self.assembler.add(self.nxt, sequence, payload)
             self.early = bool(self.assembler) or fin_sequence is not None
             self.ack_due = True
+            self.early_acks = min(self.early_acks + 1, MAX_EARLY_ACKS)
             return False
         if start < 0:
             payload = payload[-start:]
@@ -150,7 +176,8 @@ class Receiver:
         if len(payload):
             self.inbox.append(payload)
             self.nxt = (self.nxt + len(payload)) & MASK
-            self.delayed_octets += len(payload)
+            self.early_acks = 0
+            self.hear(len(payload), full, now)
         if self.assembler:
             while (data := self.assembler.take(self.nxt)) is not None:
                 if fin_sequence is not None:

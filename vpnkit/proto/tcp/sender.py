@@ -10,21 +10,24 @@ can run (RFC 9293 sections 3.8.1 and 3.8.6).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.congestion import NewReno
+from vpnkit.proto.tcp.recovery import Recovery
 from vpnkit.proto.tcp.rtt import RttEstimator
 from vpnkit.proto.tcp.seq import HALF, MASK
 
 if TYPE_CHECKING:
-    from vpnkit.wire.checksum import Buffer
+    from collections.abc import Sequence
 
+    from vpnkit.wire.checksum import Buffer
+    from vpnkit.wire.tcp import Block
 
 MAX_BUFFERED: Final = 1 << 20  # octets of one connection that wait for the guest
 MAX_RETRANSMISSIONS: Final = 15  # R2: more than 100 s (SHLD-11), so a paused guest survives
-DUPLICATE_ACKS: Final = 3
 
 
 class Sender:
@@ -35,7 +38,6 @@ class Sender:
         "_timed_sequence",
         "congestion",
         "deadline",
-        "duplicate_acks",
         "end",
         "fin_sent",
         "finishing",
@@ -43,10 +45,9 @@ class Sender:
         "mss",
         "nxt",
         "probe_due",
-        "recover",
-        "recovering",
+        "recovery",
+        "repairing",
         "retransmissions",
-        "retransmit_due",
         "retransmitted",
         "rtt",
         "scale",
@@ -58,9 +59,10 @@ class Sender:
         "wl2",
     )
 
-    def __init__(self, iss: int, mss: int, limit: int, scale: int, window: int) -> None:
+    def __init__(self, iss: int, mss: int, limit: int, scale: int, window: int, *, sack: bool = False) -> None:
         """`mss` is the effective send MSS, `limit` the most octets of one segment, more than `mss` when the link
-        segments.  `window` is the guest's first window, not scaled, `scale` the guest's shift."""
+        segments.  `window` is the guest's first window, not scaled, `scale` the guest's shift; `sack`: he reports
+        what he holds."""
         self.una = (iss + 1) & MASK  # SND.UNA; our SYN is acknowledged when a Sender is made
         self.nxt = self.una  # SND.NXT, set back by a timeout
         self.top = self.una  # the highest SND.NXT that there was
@@ -73,16 +75,14 @@ class Sender:
         self.wl1 = 0
         self.wl2 = 0
         self.congestion = NewReno(mss)
-        self.rtt = RttEstimator()
+        self.rtt = RttEstimator(probes=sack)
+        self.recovery = Recovery(self, sack=sack)
+        self.repairing = False  # something is missing or may be: what `recovery` says comes first
         self.deadline = NEVER
         self.finishing = False  # a FIN follows the last octet
         self.fin_sent = False
-        self.duplicate_acks = 0
-        self.recovering = False
-        self.recover = self.una  # where recovery ends
         self.retransmissions = 0  # in a row
         self.retransmitted = 0  # segments, over the connection's life
-        self.retransmit_due = False  # the segment at SND.UNA, now
         self.probe_due = False
         self._chunks: deque[tuple[int, Buffer]] = deque()
         self._cursor = 0  # index of the chunk that SND.NXT points into, or one past the last
@@ -107,21 +107,25 @@ class Sender:
         unsent = (self.end - self.nxt) & MASK
         return 0 if unsent & HALF else unsent  # SND.NXT is past the FIN
 
-    def room(self) -> int:
-        """How many octets it is worth to write now: what may leave at once, and a little when nothing may, so that
-        the persist timer has something to probe with.
+    def room(self, now: float = 0.0) -> int:
+        """How much the relay may hand over now; 0 until half of what is allowed at all is free.
 
-        Until half of the window is free the answer is 0: to read and send in few big lumps wakes the two processes at
-        the ends less often, and took a third off our CPU time per octet.
+        To read and to send in few big lumps wakes the programs at both ends less often.  With nothing queued it is
+        never nothing, so that the persist timer has something to probe a closed window with.
         """
         una = self.una
+        queued = (self.end - una) & MASK
+        if not queued and now - self._timed_at > self.rtt.rto:
+            self.congestion.idle()
         allowed = self.congestion.window
         if self.window < allowed:
             allowed = self.window
         if allowed > MAX_BUFFERED:
             allowed = MAX_BUFFERED
-        queued = (self.end - una) & MASK
         if queued:
+            if self.repairing:
+                left = min(self.recovery.allowed() - self.unsent, min(self.window, MAX_BUFFERED) - queued)
+                return left if left >= self.mss else 0
             left = allowed - queued
             return left if 2 * left >= allowed and left >= self.mss else 0
         return allowed if allowed >= self.mss else self.mss
@@ -134,7 +138,7 @@ class Sender:
     @property
     def may_stream(self) -> bool:
         """Nothing waits and nothing is being repaired: what is written next may leave at once, by `streamed`."""
-        return self.nxt == self.end == self.top and not (self.finishing or self.retransmit_due)
+        return self.nxt == self.end == self.top and not (self.finishing or self.repairing)
 
     def streamed(self, data: Buffer, octets: int, now: float) -> None:
         """`write` and `sent` in one: of a chunk within `room`, the first `octets` have left while `may_stream` held."""
@@ -151,7 +155,7 @@ class Sender:
             self._timed_sequence = end
             self._timed_at = now
         if self.deadline == NEVER:
-            self.deadline = now + self.rtt.rto
+            self.deadline = now + self.rtt.first
 
     def finish(self) -> None:
         self.finishing = True
@@ -171,10 +175,19 @@ class Sender:
 
     def next_data(self) -> tuple[int, Buffer, bool] | None:
         """(sequence, payload, FIN) of the next segment, or None when nothing may leave now."""
-        if self.retransmit_due:
-            # A window that shrank allows less than was sent (SHLD-16), but never nothing.
-            sequence, payload, fin = self._at(self.una, 0, max(1, min(self.mss, self.window)))
-            return sequence, payload, fin and self.fin_sent
+        usable = self.congestion.window
+        limit = self.limit
+        if self.repairing:
+            data = self.recovery.next_data()
+            if data is not None:
+                return data
+            if self.nxt != self.top:
+                skip, length = self.recovery.next_unheld()
+                limit = min(limit, length) or limit
+                if skip:
+                    self.nxt = (self.nxt + skip) & MASK
+                    self._seek()
+            usable = self.recovery.allowed()
         nxt = self.nxt
         unsent = (self.end - nxt) & MASK
         if unsent & HALF:  # SND.NXT is past the FIN
@@ -182,21 +195,44 @@ class Sender:
         flight = (nxt - self.una) & MASK
         if unsent == 0:
             return (nxt, b"", True) if self.finishing else None
-        window = self.window
-        if self.congestion.window < window:
-            window = self.congestion.window
-        usable = window - flight
+        if not self.repairing:
+            usable -= flight
+        if self.window - flight < usable:
+            usable = self.window - flight
         if self.probe_due:
             return self._at(nxt, self._cursor, max(1, min(usable, self.mss)))
         if usable <= 0:
             return None
         if usable < unsent and usable < self.mss and (flight or usable < self.window_max // 2):
             return None  # silly window avoidance, MUST-38
-        limit = self.limit
         if usable < limit:
             # Cut at a whole segment when more follows, so that no runt is made in the middle of a stream.
             limit = usable - usable % self.mss if self.mss < usable < unsent else usable
         return self._at(nxt, self._cursor, limit)
+
+    def segment_at(self, sequence: int, limit: int) -> tuple[int, Buffer, bool]:
+        """The segment of at most `limit` octets at `sequence`, which was sent before."""
+        chunks = self._chunks
+        if not chunks:
+            return sequence, b"", True
+        first = chunks[0][0]
+        offset = (sequence - first) & MASK
+        index = bisect_right(chunks, offset, key=lambda chunk: (chunk[0] - first) & MASK) - 1
+        if offset >= (self.end - first) & MASK:
+            index = len(chunks)
+        return self._at(sequence, index, limit)
+
+    def last_segment(self) -> tuple[int, Buffer, bool]:
+        """The end of what was sent, an MSS at most."""
+        last = (self.top - self.fin_sent) & MASK
+        length = (last - self.una) & MASK
+        if not length or length & HALF or not self._chunks:
+            return self.una, b"", True
+        start = (last - min(length, self.mss)) & MASK
+        sequence, payload, _ = self.segment_at(start, self.mss)
+        while (sequence + len(payload) - last) & HALF:  # a segment never spans two chunks
+            sequence, payload, _ = self.segment_at((sequence + len(payload)) & MASK, self.mss)
+        return self.segment_at(sequence, (last - sequence) & MASK)
 
     def _at(self, sequence: int, index: int, limit: int) -> tuple[int, Buffer, bool]:
         """The segment at `sequence`, which lies in chunk `index`, or is the FIN behind the last one."""
@@ -215,14 +251,13 @@ class Sender:
     def sent(self, sequence: int, length: int, fin: bool, now: float) -> None:
         """Take note that the segment which `next_data` gave has left."""
         end = (sequence + length + fin) & MASK
-        if self.retransmit_due:
-            self.retransmit_due = False
+        if self.repairing and self.recovery.sent(sequence, length + fin):
             self.retransmitted += 1
             self._timed_sequence = None
-            if sequence != self.nxt:
-                self.deadline = now + self.rtt.rto
-                return
-        elif self._timed_sequence is None and self.nxt == self.top:
+            if sequence == self.una:
+                self.recovery.arm(now)
+            return
+        if self._timed_sequence is None and self.nxt == self.top:
             self._timed_sequence = end
             self._timed_at = now
         self.probe_due = False
@@ -239,25 +274,41 @@ class Sender:
                 if (end - start) & MASK >= len(data):
                     self._cursor += 1
         if self.deadline == NEVER or sequence == self.una:  # a persist timer has nothing to wait for any more
-            self.deadline = now + self.rtt.rto
+            if self.repairing:
+                self.recovery.arm(now)
+            else:
+                self.deadline = now + self.rtt.first
 
     # What the guest says
 
-    def acknowledge(self, sequence: int, acknowledgement: int, window: int, has_data: bool, now: float) -> bool:
-        """One acceptable segment's ACK and window.  False when it acknowledges what was never sent."""
+    def acknowledge(
+        self,
+        sequence: int,
+        acknowledgement: int,
+        window: int,
+        has_data: bool,
+        now: float,
+        blocks: Sequence[Block] = (),
+    ) -> bool:
+        """One acceptable segment's ACK, window and SACK blocks.
+
+        False when it acknowledges what was never sent, or what was acknowledged long ago (RFC 5961 section 5).
+        """
         una = self.una
         acked = (acknowledgement - una) & MASK
         window <<= self.scale
         if acked:
             if acked & HALF:
-                return True  # an old duplicate; its window is old too
+                return -acked & MASK <= self.window_max  # an old duplicate; its window is old too
             if acked > (self.top - una) & MASK:
                 return False
+            if blocks:
+                self._heard(acknowledgement, blocks)
             self._advance(acknowledgement, acked, now)
         elif window == 0 == self.window:
             self.retransmissions = 0  # a probe was answered: stay open for as long as they are (MUST-37)
-        elif una != self.top and not has_data and window == self.window:  # RFC 5681 section 2
-            self._duplicate()
+        elif una != self.top and (blocks or (not has_data and window == self.window)):  # RFC 5681 section 2
+            self.recovery.duplicate(blocks, now)
         # RFC 9293 section 3.10.7.4: only a newer segment moves the window.  One that acknowledges more is newer, else
         # SND.UNA would carry an old window to where nobody offered it.
         newer = (sequence - self.wl1) & MASK
@@ -272,8 +323,12 @@ class Sender:
                     self.window_max = window
         return True
 
+    def _heard(self, acknowledgement: int, blocks: Sequence[Block]) -> None:
+        if self.recovery.heard(acknowledgement, blocks):
+            self.repairing = True
+
     def _advance(self, acknowledgement: int, acked: int, now: float) -> None:
-        limited = (self.nxt - self.una) & MASK > self.congestion.window - 2 * self.mss
+        flight = (self.nxt - self.una) & MASK
         self.una = acknowledgement
         if ((self.nxt - acknowledgement) & HALF) != 0:
             self.nxt = acknowledgement  # a timeout set it back, and the guest had more than we thought
@@ -284,9 +339,7 @@ class Sender:
         if self.retransmissions:
             self.retransmissions = 0
             self.rtt.restart()
-        self.duplicate_acks = 0
         self.probe_due = False
-        self.retransmit_due = False  # the hole was filled before we did
         chunks = self._chunks
         cursor = self._cursor
         while chunks:
@@ -299,18 +352,16 @@ class Sender:
         self._cursor = max(cursor, 0)
         if cursor < 0 or self.nxt == acknowledgement:
             self._seek()
-        if self.recovering:
-            if (acknowledgement - self.recover) & HALF:
-                self.retransmit_due = True  # a partial ACK: the next hole begins here (RFC 6582 section 3.2)
-            else:
-                self.recovering = False
-                self.congestion.recovered()
+        if self.repairing:
+            self.recovery.advanced(acked, now)
+        elif flight > self.congestion.window - 2 * self.mss:
+            self.congestion.acknowledged(acked)
+        if self.una == self.nxt:
+            self.deadline = NEVER
+        elif self.repairing:
+            self.recovery.arm(now)
         else:
-            if not (acknowledgement - self.recover) & HALF:
-                self.recover = acknowledgement  # or it would look like the future after 2 GiB
-            if limited:
-                self.congestion.acknowledged(acked)
-        self.deadline = NEVER if self.una == self.nxt else now + self.rtt.rto
+            self.deadline = now + self.rtt.first
 
     def _reopen(self) -> None:
         """The window was closed and opened: a probe in flight was not taken, so begin at SND.UNA at once."""
@@ -333,16 +384,6 @@ class Sender:
             cursor += 1
         self._cursor = cursor
 
-    def _duplicate(self) -> None:
-        self.duplicate_acks += 1
-        if self.recovering:
-            self.congestion.window += self.mss
-        elif self.duplicate_acks == DUPLICATE_ACKS and not (self.una - self.recover) & HALF:
-            self.congestion.lost(self.in_flight)
-            self.recover = self.top
-            self.recovering = True
-            self.retransmit_due = True
-
     # What time says
 
     def needs_timer(self, now: float) -> None:
@@ -361,6 +402,8 @@ class Sender:
             self.rtt.back_off()
             self.deadline = now + self.rtt.rto
             return True
+        if self.recovery.on_deadline(now):
+            return True
         self.retransmissions += 1
         window_closed = self.window == 0
         if self.retransmissions > MAX_RETRANSMISSIONS:
@@ -371,10 +414,7 @@ class Sender:
         self.nxt = self.una
         self._cursor = 0
         self._timed_sequence = None
-        self.recovering = False
-        self.recover = self.top
-        self.duplicate_acks = 0
-        self.retransmit_due = False
+        self.recovery.timed_out()
         self.probe_due = window_closed
         self.deadline = now + self.rtt.rto
         return True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from vpnkit.proto.tcp.connection import Offer, TcpConnection
 from vpnkit.proto.tcp.seq import MASK, distance
 from vpnkit.proto.tcp.state import State
-from vpnkit.wire.tcp import ACK, FIN, PSH, RST, SYN, SynOptions, decode_syn_options
+from vpnkit.wire.tcp import ACK, FIN, PSH, RST, SYN, SynOptions, decode_sack, decode_syn_options
 
 OFFER = Offer(mss=1460, limit=1460)
 SUPER = Offer(mss=1460, limit=65495)
@@ -65,7 +65,15 @@ def push(connection: TcpConnection, segment: Segment, now: float = 0.0) -> bool:
             decode_syn_options(segment.options),
         )
     payload = memoryview(bytearray(segment.payload))
-    connection.receive(segment.sequence, segment.acknowledgement, segment.flags, segment.window, payload, now)
+    connection.receive(
+        segment.sequence,
+        segment.acknowledgement,
+        segment.flags,
+        segment.window,
+        payload,
+        now,
+        () if segment.flags & SYN else decode_sack(segment.options),
+    )
     return True
 
 
@@ -168,13 +176,14 @@ class Script:
         mss: int = 1460,
         scale: int | None = 7,
         window: int = GUEST_WINDOW,
+        sack: bool = False,
         established: bool = True,
     ) -> None:
         self.iss = iss
         self.irs = irs
         self.now = 0.0
         self.shift = scale or 0
-        self.connection = TcpConnection.passive(iss, offer, irs, SynOptions(mss, scale), window)
+        self.connection = TcpConnection.passive(iss, offer, irs, SynOptions(mss, scale, sack), window)
         if established:
             self.connection.accept(self.now)
             self.says("S.")

@@ -115,7 +115,11 @@ CHUNKS = st.lists(
 
 
 def seen(sender: Sender) -> dict[str, object]:
-    values = {name: getattr(sender, name) for name in Sender.__slots__ if name not in ("congestion", "rtt", "_chunks")}
+    values = {
+        name: getattr(sender, name)
+        for name in Sender.__slots__
+        if name not in ("congestion", "recovery", "rtt", "_chunks")
+    }
     values["_chunks"] = [(start, bytes(data)) for start, data in sender._chunks]
     values["congestion"] = (sender.congestion.window, sender.congestion.ssthresh)
     values["rtt"] = (sender.rtt.srtt, sender.rtt.rttvar, sender.rtt.rto)

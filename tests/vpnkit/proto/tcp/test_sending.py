@@ -358,7 +358,7 @@ class TestRecovery:
             script.gets("x", ack=1, window=60_000).pull()
             script.gets(ack=1, window=60_000 - 256 * (i + 1))
         script.says()
-        assert script.connection.sender.duplicate_acks == 0
+        assert script.connection.sender.recovery.duplicates == 0
 
     def test_each_partial_ack_repeats_the_next_hole(self, script):
         """RFC 6582: segments 1, 3 and 5 of ten were lost."""
@@ -372,7 +372,7 @@ class TestRecovery:
         assert numbers(script.pull()) == [(1 + 4 * MSS, MSS)]
         script.gets(ack=1 + 10 * MSS, window=60_000)
         script.says()
-        assert not script.connection.sender.recovering
+        assert not script.connection.sender.recovery.active
 
     def test_a_hole_that_was_filled_meanwhile_is_not_repeated(self, script):
         """A partial ACK and the full one in the same burst."""
