@@ -40,10 +40,10 @@ class HostError(NamedTuple):
         return self.origin == ORIGIN_ICMP
 
 
-def enable(host: socket.socket, *, on: bool = True) -> None:
+def enable(host: socket.socket) -> None:
     """Let errors wait for `take`.  Raises OSError."""
     if LINUX:
-        host.setsockopt(socket.IPPROTO_IP, IP_RECVERR, int(on))
+        host.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
 
 
 def take(host: socket.socket) -> list[HostError]:

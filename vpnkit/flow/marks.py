@@ -1,10 +1,15 @@
-"""What the IP header of a guest's datagram says, said by the host's socket too: TTL, DF and DSCP."""
+"""What the IP header of a guest's datagram says, said by the host's socket too: TTL, DF and DSCP.
+
+A connection says it for the guest's SYN only, which is what a traceroute by TCP sends.
+"""
 
 from __future__ import annotations
 
 import socket
 import sys
 from typing import Final
+
+from vpnkit.flow import error_queue
 
 # A system's own choice, which tells nothing; the host has its own.  Any other is a program's, traceroute's mostly.
 USUAL_TTLS: Final = frozenset({64, 128, 255})
@@ -48,6 +53,24 @@ class Marks:
         if LINUX and dont_fragment is not self._dont_fragment:
             self._dont_fragment = dont_fragment
             _set(host, IP_MTU_DISCOVER, IP_PMTUDISC_DO if dont_fragment else IP_PMTUDISC_DONT)
+
+
+def mark_connection(host: socket.socket, ttl: int, tos: int) -> None:
+    """`host` will connect for a SYN with these.  If it may expire on its way, the error queue tells where."""
+    if ttl not in USUAL_TTLS:
+        _set(host, socket.IP_TTL, onward(ttl))
+        if LINUX:
+            _set(host, error_queue.IP_RECVERR, 1)
+    if tos & DSCP:
+        _set(host, socket.IP_TOS, tos & DSCP)
+
+
+def mark_connected(host: socket.socket, ttl: int) -> None:
+    """`host` is connected for a SYN with this TTL.  With IP_RECVERR an ICMP error would end the connection."""
+    if ttl not in USUAL_TTLS:
+        _set(host, socket.IP_TTL, DEFAULT_TTL)
+        if LINUX:
+            _set(host, error_queue.IP_RECVERR, 0)
 
 
 def _set(host: socket.socket, option: int, value: int) -> None:

@@ -25,6 +25,7 @@ MF: Final = 0x2000
 OFFSET_MASK: Final = 0x1FFF
 
 DEFAULT_TTL: Final = 64
+TTL_OFFSET: Final = 8
 BROADCAST: Final = b"\xff\xff\xff\xff"
 
 OPTION_LSRR: Final = 131
