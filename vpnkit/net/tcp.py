@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
@@ -58,7 +57,8 @@ class TcpTable:
         self._guest = guest
         self._secret = secret
         self.flows: dict[bytes, TcpFlow] = {}
-        self._held: dict[bytes, bytes] = {}  # flow key of a held SYN -> the datagram, for an ICMP error to quote
+        # flow key of a held SYN -> the datagram, for an ICMP error to quote, and the socket that asks
+        self._held: dict[bytes, tuple[bytes, socket.socket]] = {}
         self._held_to: dict[bytes, int] = {}  # destination address and port -> how many
         # key -> (our SND.NXT, our RCV.NXT, when it ends); in the order in which they end
         self._time_wait: dict[bytes, tuple[int, int, float]] = {}
@@ -230,11 +230,11 @@ class TcpTable:
         flow.remote = f"{address[0]}:{address[1]}"
         self.flows[key] = flow
         if number == errno.EINPROGRESS:
-            self._held[key] = bytes(packet.header) + bytes(packet.payload)
+            self._held[key] = bytes(packet.header) + bytes(packet.payload), made
             self._held_to[destination] = self._held_to.get(destination, 0) + 1
-            flow.wait_for_host(partial(self._host_answered, made))
+            flow.wait_for_host(self._host_answered)
         else:
-            self._answer(made, flow, number, bytes(packet.header) + bytes(packet.payload))
+            self._answer(flow, number, bytes(packet.header) + bytes(packet.payload), made)
 
     def _drop_oldest_held(self) -> None:
         """So that black holes, which take minutes, do not keep the guest from everybody else."""
@@ -251,22 +251,23 @@ class TcpTable:
                 (template.with_options(segment.sequence, acknowledgement, segment.flags, window, b""),)
             )
 
-    def _host_answered(self, made: socket.socket, flow: SpliceFlow, number: int) -> None:
-        quoted = self._release_held(flow.key)
-        self._answer(made, flow, number, quoted)
+    def _host_answered(self, flow: SpliceFlow, number: int) -> None:
+        held = self._release_held(flow.key)
+        if held is not None:
+            self._answer(flow, number, *held)
 
-    def _release_held(self, key: bytes) -> bytes:
-        quoted = self._held.pop(key, b"")
-        if quoted:
+    def _release_held(self, key: bytes) -> tuple[bytes, socket.socket] | None:
+        held = self._held.pop(key, None)
+        if held is not None:
             destination = key[4:8] + key[10:12]
             left = self._held_to[destination] - 1
             if left:
                 self._held_to[destination] = left
             else:
                 del self._held_to[destination]
-        return quoted
+        return held
 
-    def _answer(self, made: socket.socket, flow: SpliceFlow, number: int, quoted: bytes) -> None:
+    def _answer(self, flow: SpliceFlow, number: int, quoted: bytes, made: socket.socket) -> None:
         """The host's `connect` ended with `number`: say to the guest what a real network would."""
         guest = self._guest
         connection = flow.connection
