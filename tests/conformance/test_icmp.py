@@ -96,7 +96,7 @@ async def test_rfc1122_3_2_2_no_error_about_a_broadcast_or_multicast(wire, desti
     assert not wire.send(IP(src=GUEST, dst=destination, ttl=1) / protocol)
 
 
-@pytest.mark.parametrize("destination", ["255.255.255.255", "224.0.0.1", "239.255.255.250"])
+@pytest.mark.parametrize("destination", ["255.255.255.255", "224.0.0.1", "239.255.255.250", "192.168.65.255"])
 async def test_rfc1122_3_2_2_no_error_about_an_unknown_protocol_to_everybody(wire, destination):
     assert not wire.send(IP(src=GUEST, dst=destination, ttl=1, proto=132) / b"?")
 

@@ -10,6 +10,7 @@ import errno
 import random
 import select
 import socket
+import struct
 from typing import TYPE_CHECKING, Final
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -38,6 +39,14 @@ GUEST: Final = "192.168.65.3"
 GATEWAY: Final = "192.168.65.1"
 HOST: Final = "192.168.65.2"  # 127.0.0.1 of this machine
 PLAIN: Final = LinkCapabilities(mtu=1500)
+# linux/errqueue.h, linux/in.h
+ORIGIN_LOCAL: Final = 1
+ORIGIN_ICMP: Final = 2
+MSG_ERRQUEUE: Final = 0x2000
+IP_RECVERR: Final = 11
+IP_MTU_DISCOVER: Final = 10
+IP_PMTUDISC_DONT: Final = 0
+IP_PMTUDISC_DO: Final = 2
 PATIENCE: Final = 5.0  # seconds of real time, for what the loopback does in microseconds
 
 
@@ -64,9 +73,31 @@ def _offender(value: bytes) -> bytes:
 
 
 class FarSocket(socket.socket):
-    """A socket of the host for which 203.0.113.n is 127.0.0.n: several hosts without a network."""
+    """A socket of the host for which 203.0.113.n is 127.0.0.n: several hosts without a network.
+
+    What routers on the way say is put into its error queue by the test.
+    """
+
+    def __init__(self, *, fileno: int, mtu: int = 65535) -> None:
+        super().__init__(fileno=fileno)
+        self.mtu = mtu  # of the path
+        self.errors: list[tuple[bytes, list[tuple[int, int, bytes]], int, tuple[str, int]]] = []
+
+    def hear(
+        self, number: int, kind: int, code: int, destination: tuple[str, int], data: bytes, **more: object
+    ) -> None:
+        """An ICMP error about `data`, the beginning of what went to `destination`; `number` is its errno."""
+        self._queue(number, ORIGIN_ICMP, kind, code, destination, data, **more)
+
+    def _queue(self, number, origin, kind, code, destination, data, *, info=0, offender="198.51.100.7"):
+        value = struct.pack("=IBBBxII", number, origin, kind, code, info, 0)
+        value += struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(offender))
+        self.errors.append((data, [(socket.IPPROTO_IP, IP_RECVERR, value)], 0, destination))
 
     def sendto(self, data, *where):
+        if len(data) + 28 > self.mtu and self.getsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER) == IP_PMTUDISC_DO:
+            self._queue(errno.EMSGSIZE, ORIGIN_LOCAL, 0, 0, where[-1], bytes(data), info=self.mtu, offender="0.0.0.0")
+            raise OSError(errno.EMSGSIZE, "Message too long")
         return super().sendto(data, *where[:-1], _inward(where[-1]))
 
     def sendmsg(self, buffers, ancillary=(), flags=0, address=None):
@@ -77,6 +108,8 @@ class FarSocket(socket.socket):
         return data, _outward(source)
 
     def recvmsg(self, *sizes):
+        if len(sizes) == 3 and sizes[2] == MSG_ERRQUEUE and self.errors:
+            return self.errors.pop(0)
         data, ancillary, flags, source = super().recvmsg(*sizes)
         near = [(level, kind, _offender(value)) for level, kind, value in ancillary]
         return data, near, flags, _outward(source)
@@ -88,11 +121,12 @@ class FarSocket(socket.socket):
 class Internet:
     """Sockets of this machine for which 203.0.113.n is 127.0.0.n."""
 
-    def __init__(self) -> None:
+    def __init__(self, mtu: int = 65535) -> None:
         self.opened: list[FarSocket] = []  # every socket that was asked for, in order
+        self._mtu = mtu
 
     def _far(self, made: socket.socket) -> FarSocket:
-        self.opened.append(FarSocket(fileno=made.detach()))
+        self.opened.append(FarSocket(fileno=made.detach(), mtu=self._mtu))
         self.opened[-1].setblocking(False)
         return self.opened[-1]
 

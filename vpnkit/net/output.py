@@ -52,6 +52,7 @@ class Output:
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
+        self._broadcast = guest.plan.subnet.broadcast_address.packed
         self._errors = RateLimit(ERRORS_PER_SECOND, ERROR_BURST, guest.random)
         self._identification = guest.random.randrange(65536)
 
@@ -144,8 +145,9 @@ class Output:
         if about is not None:
             if about.flags_offset & ipv4.OFFSET_MASK:
                 return False
-            first = about.destination[0]
-            if first >= 224 or about.source[0] in (0, 127) or about.source[0] >= 224:
+            if about.destination[0] >= 224 or about.destination == self._broadcast:
+                return False
+            if about.source[0] in (0, 127) or about.source[0] >= 224:
                 return False
             if about.protocol == ipv4.ICMP and (len(about.payload) < 1 or about.payload[0] in icmp.ERRORS):
                 return False
