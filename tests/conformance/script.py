@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Final
 from tests.vpnkit.net.still_guest import IP_ADDRESS, MAC, MuteHost, StillGuest
 from vpnkit.net.plan import SERVER_MAC
 from vpnkit.proto.deadlines import NEVER
+from vpnkit.proto.tcp.state import State
 
 if TYPE_CHECKING:
     import trio
 
     from tapdev.link import LinkCapabilities
     from vpnkit.proto.tcp.connection import TcpConnection
-    from vpnkit.proto.tcp.state import State
+
 
 FLAGS: Final = {"F": 1, "S": 2, "R": 4, "P": 8, ".": 16, "U": 32, "E": 64, "W": 128}
 MASK: Final = 2**32 - 1
@@ -420,3 +421,42 @@ class Script:
 
     def close(self) -> None:
         self.still.close()
+
+
+def into(script: Script, state: State) -> Script:
+    """Bring the connection into `state`, with RCV.NXT at `script.next` and nothing left to expect."""
+    if state is State.CLOSED:
+        return script
+    if state is State.SYN_SENT:
+        script.host_calls()
+        script.expect("S")
+        return script
+    if state in (State.SYN_HELD, State.SYN_RECEIVED):
+        script.host.held = state is State.SYN_HELD
+        script.inject("S")
+        script.everything()
+        script.acked = 0 if script.host.held else 1
+        return script
+    script.open()
+    if state in (State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSING, State.TIME_WAIT):
+        script.host_finishes()
+        script.expect("F.", seq=1)
+        script.inject(".", ack=2) if state in (State.FIN_WAIT_2, State.TIME_WAIT) else None
+        script.inject("F.", ack=1) if state is State.CLOSING else None
+        script.inject("F.", ack=2) if state is State.TIME_WAIT else None
+    elif state in (State.CLOSE_WAIT, State.LAST_ACK):
+        script.inject("F.")
+        script.host_finishes() if state is State.LAST_ACK else None
+    script.everything()
+    assert state is State.TIME_WAIT or script.state is state
+    return script
+
+
+SYNCHRONIZED: Final = (
+    State.ESTABLISHED,
+    State.FIN_WAIT_1,
+    State.FIN_WAIT_2,
+    State.CLOSE_WAIT,
+    State.CLOSING,
+    State.LAST_ACK,
+)  # and TIME-WAIT, which is an entry in a table and no connection
