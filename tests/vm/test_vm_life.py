@@ -10,12 +10,11 @@ from tests.interop.guest_tools import ALIAS, GATEWAY, GUEST, wait_for
 from tests.vm.machine import Machine
 from tests.vm.tools import KINDS, MACS, Cables, Serve, download, lease, reaches
 
-EVERYDAY = ("stream-server",)
 NOTICED = ("stream", "stream-server", "tcp", "tcp-server", "socket")  # whose end is an end of file
 
 
-def kinds(*wanted):
-    return [pytest.param(kind, marks=[] if kind in EVERYDAY else [pytest.mark.slow]) for kind in wanted]
+def kinds(*wanted, everyday=()):
+    return [pytest.param(kind, marks=[] if kind in everyday else [pytest.mark.slow]) for kind in wanted]
 
 
 @contextmanager
@@ -30,7 +29,7 @@ def site(lab, image, kind):
             yield cable, serve, machine.booted()
 
 
-@pytest.mark.parametrize("kind", kinds(*KINDS))
+@pytest.mark.parametrize("kind", kinds(*KINDS, everyday=("stream",)))
 def test_reboot(lab, image, web, kind):
     """The same VM has the same address again, and nothing of its old connections is in the way."""
     with site(lab, image, kind) as (_, serve, machine):
@@ -44,7 +43,7 @@ def test_reboot(lab, image, web, kind):
         assert [guest["ip"] for guest in serve.report("guests")] == [GUEST]
 
 
-@pytest.mark.parametrize("kind", kinds(*KINDS))
+@pytest.mark.parametrize("kind", kinds(*KINDS, everyday=("stream-server",)))
 def test_vpnkit_killed_and_started_again(lab, image, web, kind):
     with site(lab, image, kind) as (cable, serve, machine):
         first = lease(machine)

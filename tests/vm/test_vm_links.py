@@ -24,8 +24,9 @@ from tests.vm.tools import (
     upload,
 )
 
-EVERYDAY = [("stream", JUMBO), ("dgram", JUMBO), ("tap", JUMBO), ("stream-server", 1500)]
+EVERYDAY = [("dgram", JUMBO), ("tap", JUMBO), ("stream-server", 1500)]  # and stream with test_vm_pairs
 ALL = [(kind, mtu) for kind in KINDS for mtu in (JUMBO, 1500)]
+UNIX_QUEUE = 10  # datagrams: net.unix.max_dgram_qlen of a new network namespace
 SSH = 2222  # of the host's loopback, forwarded to port 22 of the VM
 
 
@@ -140,24 +141,39 @@ def test_from_the_host_through_a_forward(site, lab):
     assert digest == digest_of(iter([BLOCK]))
 
 
-@pytest.mark.parametrize("block", [512, 1428, 8192, 65464])
-def test_udp(site, lab, block):
-    """TFTP of a few blocks each way; to the VM in fragments where the MTU is small."""
-    data = random.Random(block).randbytes(3 * block + 100)
+@pytest.fixture
+def fragments(request, site):
+    """What is known of the fragments of a datagram of `size` octets, the test's parameter."""
+    size = request.getfixturevalue("size")
+    if site.cable.kind == "dgram" and site.mtu == 1500 and size > UNIX_QUEUE * site.mtu:
+        # Not strict: QEMU may take some out of the queue while we fill it.
+        reason = "what the unix socket's queue (net.unix.max_dgram_qlen) does not take at once is dropped: link_full"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+
+
+@pytest.mark.usefixtures("fragments")
+@pytest.mark.parametrize("size", [512, 1428, 8192, 65464])
+def test_udp(site, lab, size):
+    """TFTP of a few blocks each way, in fragments where the MTU is small."""
+    data = random.Random(size).randbytes(3 * size + 100)
     with FileServer(lab.host, {"data": data}) as server:
-        output = site.machine.check(f"tftp -b {block} -g -r data -l data {ALIAS} {server.port} && sha256sum data")
+        output = site.machine.check(
+            f"tftp -b {size} -g -r data -l data {ALIAS} {server.port} && sha256sum data &&"
+            f"tftp -b {size} -p -l data -r back {ALIAS} {server.port}"
+        )
         assert output.split()[0] == digest_of(iter([data]))
-        if block + 32 <= site.mtu:  # fragments from a VM are not put together
-            site.machine.check(f"tftp -b {block} -p -l data -r back {ALIAS} {server.port}")
-            assert server.files["back"] == data
+        assert server.files["back"] == data
 
 
-def test_ping_of_our_own(site):
-    for size in [size for size in (0, 56, 1472, 8972, 65000) if size + 28 <= site.mtu]:
-        output = site.machine.check(f"ping -c2 -A -W5 -s {size} {GATEWAY}; ping -c1 -W5 -s {size} {ALIAS}")
-        assert output.count(" 0% packet loss") == 2, output
-        assert output.count(f"{size + 8} bytes from {GATEWAY}") == 2, output
+@pytest.mark.usefixtures("fragments")
+@pytest.mark.parametrize("size", [0, 56, 1472, 1473, 8972, 65000])
+def test_ping_of_our_own(site, size):
+    output = site.machine.check(f"ping -c2 -A -W5 -s {size} {GATEWAY}; ping -c1 -W5 -s {size} {ALIAS}")
+    assert output.count(" 0% packet loss") == 2, output
+    assert output.count(f"{size + 8} bytes from {GATEWAY}") == 2, output
 
 
 def test_ping_of_the_remote_host(site):
     assert " 0% packet loss" in site.machine.check(f"ping -c2 -A -W5 -s 1400 {REMOTE}")
+    # The first of these may be answered by what the way to the host carries: 1500 octets.
+    assert f"3008 bytes from {REMOTE}" in site.machine.check(f"ping -c3 -A -W5 -s 3000 {REMOTE}")
