@@ -1,7 +1,7 @@
 """Segments that came too early.
 
-Kept sorted by sequence, bounded in ranges and octets: the guest chooses both.  What does not fit is dropped, and the
-guest sends it again.
+Kept sorted by sequence, what adjoins in one piece, bounded in ranges and octets: the guest chooses both.  What does not
+fit is dropped, and the guest sends it again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ MAX_OCTETS: Final = 1 << 20  # of one connection; not more than the window that 
 
 
 class Assembler:
-    """Out-of-order data, as (sequence, octets) with no two overlapping."""
+    """Out-of-order data, as (sequence, octets) with a gap between any two."""
 
     __slots__ = ("_ranges", "_recent", "dropped", "octets")
 
     def __init__(self) -> None:
-        self._ranges: list[tuple[int, bytes]] = []
+        self._ranges: list[tuple[int, bytearray]] = []
         self._recent: list[int] = []  # where the last ones began, newest first
         self.octets = 0
         self.dropped = 0  # segments that did not fit
@@ -48,24 +48,43 @@ class Assembler:
             if other >= end:
                 break
             if start < other:  # the part in front of a range that is there already
-                if not self._insert(i, base + start, data[: other - start]):
+                merged = self._insert(i, base + start, data[: other - start])
+                if merged is None:
                     return
+                i = merged
+            else:
                 i += 1
             data = data[max(0, other_end - start) :]
             start = other_end
-            i += 1
         if start < end:
             self._insert(i, base + start, data)
 
-    def _insert(self, index: int, sequence: int, data: bytes | memoryview) -> bool:
-        if len(self._ranges) >= MAX_RANGES or self.octets + len(data) > MAX_OCTETS:
+    def _insert(self, index: int, sequence: int, data: bytes | memoryview) -> int | None:
+        """Put `data`, which overlaps nothing, in front of range `index`.  The index of the range behind it and of what
+        it joined with it, or None when it does not fit."""
+        ranges = self._ranges
+        sequence &= MASK
+        size = len(data)
+        joins = index > 0 and (ranges[index - 1][0] + len(ranges[index - 1][1])) & MASK == sequence
+        follows = index < len(ranges) and (sequence + size) & MASK == ranges[index][0]
+        if self.octets + size > MAX_OCTETS or (len(ranges) >= MAX_RANGES and not joins and not follows):
             self.dropped += 1
-            return False
-        self._ranges.insert(index, (sequence & 0xFFFFFFFF, bytes(data)))
-        self.octets += len(data)
-        return True
+            return None
+        self.octets += size
+        if joins:
+            ranges[index - 1][1].extend(data)
+            if follows:
+                ranges[index - 1][1].extend(ranges[index][1])
+                del ranges[index]
+            return index
+        if follows:
+            ranges[index][1][:0] = data
+            ranges[index] = (sequence, ranges[index][1])
+        else:
+            ranges.insert(index, (sequence, bytearray(data)))
+        return index + 1
 
-    def take(self, nxt: int) -> bytes | None:
+    def take(self, nxt: int) -> memoryview | None:
         """The data that now begins at `nxt`, or None.  What lies wholly before it is forgotten."""
         while self._ranges:
             sequence, data = self._ranges[0]
@@ -75,24 +94,18 @@ class Assembler:
             del self._ranges[0]
             self.octets -= len(data)
             if behind < len(data):
-                return data[behind:]
+                return memoryview(data)[behind:]
         return None
 
     def blocks(self, limit: int) -> list[tuple[int, int]]:
-        """At most `limit` blocks of adjoining octets, that of the newest segment first (RFC 2018 section 4)."""
-        merged: list[tuple[int, int]] = []
-        for sequence, data in self._ranges:
-            end = (sequence + len(data)) & MASK
-            if merged and merged[-1][1] == sequence:
-                merged[-1] = (merged[-1][0], end)
-            else:
-                merged.append((sequence, end))
+        """At most `limit` blocks of octets, that of the newest segment first (RFC 2018 section 4)."""
+        held = [(sequence, (sequence + len(data)) & MASK) for sequence, data in self._ranges]
         found: list[tuple[int, int]] = []
         for recent in self._recent:
-            for block in merged:
+            for block in held:
                 if distance(block[0], recent) >= 0 and distance(recent, block[1]) > 0 and block not in found:
                     found.append(block)
-        return [*found, *(block for block in merged if block not in found)][:limit]
+        return [*found, *(block for block in held if block not in found)][:limit]
 
     def clear(self) -> None:
         self._ranges.clear()

@@ -32,7 +32,7 @@ def test_it_is_a_set_of_octets(base, pieces, taken_to):
     starts = [(sequence - base) & 0xFFFFFFFF for sequence, _ in assembler._ranges]
     ends = [start + len(data) for start, (_, data) in zip(starts, assembler._ranges, strict=True)]
     assert starts == sorted(starts)
-    assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+    assert all(end < start for end, start in zip(ends, starts[1:], strict=False))
     got = bytearray()
     while (data := assembler.take((base + taken_to + len(got)) & 0xFFFFFFFF)) is not None:
         got += data
@@ -48,9 +48,26 @@ def test_the_first_octets_of_a_place_stay():
     assembler = Assembler()
     assembler.add(0, 10, b"AAAA")
     assembler.add(0, 8, b"bbbbbbbb")
-    assert assembler.take(8) == b"bb"
-    assert assembler.take(10) == b"AAAA"
-    assert assembler.take(14) == b"bb"
+    assert assembler.take(8) == b"bbAAAAbb"
+
+
+def test_adjoining_segments_are_one_range():
+    assembler = Assembler()
+    for start in (10, 30, 20, 0, 50):
+        assembler.add(0, start + 5, bytes([start]) * 10)
+    assert assembler.blocks(9) == [(55, 65), (5, 45)]
+    assert len(assembler._ranges) == 2
+
+
+def test_the_block_of_the_newest_segment_comes_first():
+    """RFC 2018 section 4."""
+    assembler = Assembler()
+    for start in (10, 30, 50, 70, 90, 20):
+        assembler.add(0, start, b"x" * 5)
+    assert assembler.blocks(4) == [(20, 25), (90, 95), (70, 75), (50, 55)]
+    assembler.add(0, 92, b"x" * 10)
+    assert assembler.blocks(3) == [(90, 102), (20, 25), (70, 75)]
+    assert len(assembler.blocks(9)) == 6
 
 
 def test_ranges_are_bounded():
