@@ -31,6 +31,15 @@ async def test_rfc9293_must_54_the_error_reaches_the_connection_that_it_quotes(m
     assert left.key[8:10] == (23).to_bytes(2, "big")
 
 
+async def test_rfc9293_must_54_one_that_quotes_what_we_never_sent_is_ignored(script: Script) -> None:
+    """RFC 5927: the sequence number must be of something in flight."""
+    script.host_calls()
+    forged = bytearray(script.log[-1])
+    forged[38:42] = struct.pack("!I", (script.read(bytes(forged)).absolute_seq + 12345) % 2**32)
+    error(script, bytes(forged), 3, 3)
+    assert script.state is State.SYN_SENT
+
+
 @pytest.mark.parametrize(("kind", "code"), SOFT)
 async def test_rfc9293_must_56_soft_errors_do_not_end_a_call(script: Script, kind: int, code: int) -> None:
     script.host_calls()

@@ -134,6 +134,11 @@ class TcpConnection:
     # The relay's side
 
     @property
+    def iss(self) -> int:
+        """Our initial sequence number."""
+        return self._iss
+
+    @property
     def is_held(self) -> bool:
         return self.state is State.SYN_HELD
 
