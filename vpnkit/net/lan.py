@@ -47,6 +47,7 @@ class Lan:
         self.stations: list[Station] = []
         self._dhcp = dhcp
         dhcp.is_taken = self._is_taken
+        dhcp.is_used = lambda ip: ip in self._owners
         dhcp.on_released = self._released
         self._owners: dict[bytes, Station] = {}  # IPv4 and IPv6 addresses, 4 and 16 octets
         self._changed = trio.lowlevel.ParkingLot()  # somebody waits for an address to get an owner

@@ -124,6 +124,7 @@ class DhcpServer:
         self._evicted = self._recycled = self._exhausted = 0
         # What the LAN knows: whether somebody other than the MAC uses the address; and what it wants to know.
         self.is_taken: Callable[[bytes, bytes], bool] = lambda ip, mac: False
+        self.is_used: Callable[[bytes], bool] = lambda ip: True  # by a guest that is here
         self.on_released: Callable[[bytes], None] = lambda ip: None
 
     # What the operator and the links do
@@ -343,13 +344,17 @@ class DhcpServer:
         return self.free_address(mac, now) or self._least_useful(mac, now)
 
     def _least_useful(self, mac: bytes, now: float) -> bytes | None:
-        """An address that is not free but can be had: a declined one, else the oldest mere offer."""
+        """An address that is not free but can be had: a declined one, else the oldest mere offer, else one leased to
+        a client that is not here, or a guest could lease the whole pool to clients that he made up."""
         for ip in self._declined:
             if self._is_ours_to_give(ip) and not self.is_taken(ip, mac):
                 self._recycle(ip)
                 return ip
-        offers = [b for b in self._bindings.values() if b.state == OFFERED and self._is_ours_to_give(b.ip)]
-        return min(offers, key=lambda b: b.expires_at).ip if offers else None
+        ours = [b for b in self._bindings.values() if self._is_ours_to_give(b.ip) and not self.is_taken(b.ip, mac)]
+        least = [b for b in ours if b.state == OFFERED] or [
+            b for b in ours if b.state == BOUND and not self.is_used(b.ip)
+        ]
+        return min(least, key=lambda b: b.expires_at).ip if least else None
 
     def _is_ours_to_give(self, ip: bytes) -> bool:
         if not self._first <= int.from_bytes(ip, "big") <= self._last:
