@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from ipaddress import IPv4Address
+from itertools import pairwise
 
 from vpnkit.net.plan import SERVER_MAC, guest_mac
 
@@ -189,7 +190,7 @@ def fragments(payload: bytes, cuts: list[int], *, ident: int = 7, protocol: int 
                 **fields,
             )
         )
-        for start, end in zip(borders[:-1], borders[1:], strict=True)
+        for start, end in pairwise(borders)
     ]
 
 

@@ -54,7 +54,7 @@ async def test_arp_spoofing_for_a_neighbour_and_for_the_gateway(village, anna, m
 
 
 async def test_cve_2020_10749_router_advertisements_of_a_guest(village, anna, mallory):
-    """Also CVE-2020-13401, CVE-2020-13597, and hidden as in CVE-2021-27854: behind extension headers and in fragments."""
+    """Also CVE-2020-13401, CVE-2020-13597, and behind extension headers as in CVE-2021-27854."""
     src = mallory.ip6
     body = struct.pack("!BBHII", 64, 0xC0, 9000, 0, 0) + b"\1\1" + mallory.mac
     plain = icmpv6(134, body, src=src, dst=ALL_NODES)

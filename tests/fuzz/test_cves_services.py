@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.fuzz import frames
-from tests.fuzz.frames import ACK, GATEWAY, MAC, REMOTE, dhcp, dhcp_message, dns, dns_query
+from tests.fuzz.frames import ACK, GATEWAY, REMOTE, dhcp, dhcp_message, dns, dns_query
 from tests.fuzz.victim import cpu_limit
 from vpnkit.proto.dhcp import MAX_BINDINGS, MAX_DECLINED
 from vpnkit.proto.dns import MAX_WAITERS
@@ -169,9 +169,8 @@ async def test_cve_2025_9074_ports_of_the_gateway(victim):
     opened = []
     for port in [*range(1, 1024), 2375, 2376, 7777, 8080, 10000, 24224, 65535]:
         victim.passes(0.01)
-        for answer in victim.feed(frames.tcp(dst=GATEWAY, dport=port, sport=9999)):
-            if answer[23] == 6 and answer[47] & frames.SYN:
-                opened.append(port)
+        answers = victim.feed(frames.tcp(dst=GATEWAY, dport=port, sport=9999))
+        opened += [port for answer in answers if answer[23] == 6 and answer[47] & frames.SYN]
         victim.feed(frames.tcp(dst=GATEWAY, dport=port, sport=9999, seq=1001, flags=frames.RST))
     assert opened == [53]
 
@@ -320,4 +319,3 @@ async def test_strangers_get_no_name_service(victim):
     assert victim.feed(frames.udp(dns_query(), dst=GATEWAY, dport=53, sport=0)) == []
     assert statistics(victim).udp_queries == 0
     assert list(victim.host.heard) == [dns_query()]
-    assert MAC == victim.guest.mac

@@ -6,6 +6,7 @@ must still be served as if nothing had been.
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 import struct
@@ -47,11 +48,44 @@ class RecordingSocket(MuteSocket):
 
 
 class RecordingHost(MuteHost):
-    """`heard` is what UDP and ping sockets were given."""
+    """`heard` is what UDP and ping sockets were given.  The far ends of TCP stay open as long as the near ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.heard: deque[bytes] = deque(maxlen=1000)
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._look_at = 128
+
+    def tcp_socket(self) -> socket.socket:
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.setblocking(False)
+        self._pairs.append((near, far))
+        self.far.append(far)
+        if len(self._pairs) > self._look_at:
+            for near_end, far_end in self._pairs:
+                if near_end.fileno() < 0:
+                    far_end.close()
+            self._pairs = [pair for pair in self._pairs if pair[0].fileno() >= 0]
+            self.far = deque(far_end for _, far_end in self._pairs)
+            self._look_at = 2 * len(self._pairs) + 128
+        return near
+
+    @staticmethod
+    def start_connect(made: socket.socket, address: tuple[str, int]) -> int:
+        number = MuteHost.start_connect(made, address)
+        if number == errno.EINPROGRESS:  # it must not look writable
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            try:
+                while True:
+                    made.send(bytes(4096))
+            except BlockingIOError:
+                pass
+        return number
+
+    def close(self) -> None:
+        for _, far in self._pairs:
+            far.close()
 
     def udp_socket(self, *, gro: bool) -> socket.socket:  # type: ignore[override]
         made = RecordingSocket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -83,7 +117,6 @@ class Victim:
         self.link = self.still.link
         self.still.host = self.host = RecordingHost()
         self.guest.host = self.host  # type: ignore[assignment]
-        self.far = self.host.far
         self.upstream = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.upstream.setblocking(False)
         self.upstream.bind(("127.0.0.1", 0))
@@ -99,6 +132,11 @@ class Victim:
         )
         self._port = 20_000
         self._before = dict(guest.counters)
+
+    @property
+    def far(self) -> deque[socket.socket]:
+        """The host's ends of TCP connections, the newest last."""
+        return self.host.far
 
     # What the guest does
 
