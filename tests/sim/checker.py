@@ -51,6 +51,7 @@ class FrameChecker:
         self._mtu = mtu
         self._reassembly = Reassembly()
         self.seen: dict[tuple[bytes, int, bytes, int], Seen] = {}
+        self._asked: dict[tuple[bytes, int, bytes, int], Packet] = {}  # the last SYN of the guest
         self.frames = 0
 
     def frame(self, direction: int, frame: bytes, partial: bool, gso_size: int) -> Packet | None:
@@ -84,15 +85,14 @@ class FrameChecker:
 
     def _heard_tcp(self, key: tuple[bytes, int, bytes, int], packet: Packet) -> None:
         seen = self.seen.get(key)
+        if packet.flags & (SYN | ACK) == SYN:
+            self._asked[key] = packet  # it is a connection when we say so; until then there may be an older one
+            return
+        if seen is None:
+            return
         if packet.flags & SYN:
-            if not packet.flags & ACK and (seen is None or seen.their_iss not in (None, packet.seq)):
-                seen = self.seen[key] = Seen()
-            if seen is None:
-                return
             seen.their_iss = packet.seq
             seen.their_scale = packet.wscale
-        if seen is None or not packet.flags & ACK and not packet.flags & SYN:
-            return
         if packet.flags & FIN:
             seen.their_fin = (packet.seq + len(packet.payload)) % WORD
         if packet.flags & ACK:
@@ -104,12 +104,11 @@ class FrameChecker:
 
     def _sent_tcp(self, key: tuple[bytes, int, bytes, int], packet: Packet) -> None:
         flags = packet.flags
-        if flags & SYN and not flags & ACK:
-            seen = self.seen.get(key)
-            if seen is None or seen.our_iss != packet.seq:
-                seen = self.seen[key] = Seen()
-        else:
-            seen = self.seen.get(key)
+        seen = self.seen.get(key)
+        if flags & SYN and (seen is None or seen.our_iss != packet.seq):
+            seen = self.seen[key] = Seen()
+            if flags & ACK:
+                self._answer(seen, key, packet)
         if seen is None:
             if not flags & RST and not flags & SYN:
                 raise Broken("I2: a segment on a connection that nobody opened")
@@ -125,6 +124,14 @@ class FrameChecker:
             self._check_edge(seen, packet)
         if not flags & SYN:
             self._check_flight(seen, packet)
+
+    def _answer(self, seen: Seen, key: tuple[bytes, int, bytes, int], packet: Packet) -> None:
+        """Our SYN-ACK: the guest's SYN became a connection."""
+        syn = self._asked.get(key)
+        if syn is None or packet.ack != (syn.seq + 1) % WORD:
+            raise Broken("I2: an answer to a SYN that was not there")
+        seen.their_iss = syn.seq
+        seen.their_scale = syn.wscale
 
     @staticmethod
     def _check_edge(seen: Seen, packet: Packet) -> None:
@@ -172,7 +179,8 @@ class FlowChecker:
             if id(side) not in paired:
                 if side.read or side.fin_seen:
                     raise Broken(f"I1: flow {flow.plan.number}: the host read what no guest wrote")
-                self._excuse(flow, side, None, "a host connection without a guest")
+                if not (flow.plan.forward and flow.plan.answer != "accept" and side.rst_seen):
+                    self._excuse(flow, side, None, "a host connection without a guest")
 
     def _pairs(self, flow: FlowHistory) -> list[tuple[Side, Side]]:
         """Which connection of the guest goes with which socket of the host: what was read tells it."""

@@ -18,6 +18,7 @@ MAX_RTO: Final = 8.0
 MAX_RETRIES: Final = 40
 SYN_RETRIES: Final = 7
 TIME_WAIT: Final = 30.0
+KEEPALIVE: Final = 60.0
 
 
 def near(sequence: int, base: int) -> int:
@@ -58,6 +59,13 @@ class GuestTcp:
         self.writes_left = len(self.me.writes)
         self.ack_owed = 0
 
+    def __str__(self) -> str:
+        return (
+            f"flow {self.plan.number} {self.state}: una {self.una} nxt {self.nxt} of {self.side.wrote} "
+            f"edge {self.edge} fin {self.finishing}, rcv {self.rcv} edge {self.rcv_edge} fin {self.rcv_fin}, "
+            f"retries {self.retries} timer {self.timer}"
+        )
+
     # The application
 
     def open(self) -> None:
@@ -84,6 +92,8 @@ class GuestTcp:
             after(self.me.stall, self._read_all)
         if not self.me.writes:
             after(0.0, self._wrote_all)
+        if self.stack.world.is_calm:
+            after(0.5, self.calm)
 
     def _write(self, count: int) -> None:
         self.writes_left -= 1
@@ -125,6 +135,12 @@ class GuestTcp:
         self._read_all()
         self.writes_left = 0
         self.finish()
+        self.stack.agenda.after(KEEPALIVE, self._keep_alive)
+
+    def _keep_alive(self) -> None:
+        if self.state == "open":
+            self._send(self.nxt - 1, ACK, b"")
+            self.stack.agenda.after(KEEPALIVE, self._keep_alive)
 
     def close(self) -> None:
         self.state = "closed"
@@ -272,10 +288,9 @@ class GuestTcp:
         flags = packet.flags
         if flags & RST:
             if offset == self.rcv:
-                self.side.rst_seen = True
-                if self.state == "time-wait":
-                    return
-                self.close()
+                if self.state != "time-wait":  # a stray ACK of ours, to a connection that is over (RFC 1337)
+                    self.side.rst_seen = True
+                    self.close()
             elif self.rcv < offset < self.rcv_edge:
                 self._send(self.nxt, ACK, b"")
             return
@@ -355,7 +370,7 @@ class GuestTcp:
             offset = self.rcv
         payload = payload[: max(end - offset, 0)]
         before = self.rcv
-        if payload and (offset in self.early or len(self.early) < 40):
+        if payload and (offset == self.rcv or offset in self.early or len(self.early) < 40):
             if len(payload) > len(self.early.get(offset, b"")):
                 self.early[offset] = payload
         moved = True

@@ -165,6 +165,7 @@ class TcpSocket(SimSocket):
         self._eof_told = False
         self._last_arrival = 0.0
         self.peer_closed = False  # both ways
+        self.dropped = False  # something came for it afterwards
         self.peer_reads = "fast"
         self.writes_left = 0
         self.capacity = 65536
@@ -269,6 +270,7 @@ class TcpSocket(SimSocket):
             self._block()
         self.taken += count
         if self.peer_closed and self.side is not None:
+            self.dropped = True
             self.side.causes.append("the peer had closed")
             self.world.agenda.after(self.host.latency(), self._reset_arrives)
             return count
@@ -326,7 +328,7 @@ class TcpSocket(SimSocket):
         assert self.plan is not None
         plan = self.plan.host
         after = self.world.agenda.after
-        self.capacity = plan.buffer
+        self.capacity = max(plan.buffer, sum(count for _, count in self.plan.guest.writes) // 100)
         self.peer_reads = plan.reads
         self.writes_left = len(plan.writes)
         for when, count in plan.writes:
@@ -406,6 +408,8 @@ class TcpSocket(SimSocket):
         side.over = True
 
     def _reset_arrives(self) -> None:
+        if self.closed and self.side is not None:
+            self.side.over = True
         if self.closed or self.reset_by_peer:
             return
         self.reset_by_peer = True
@@ -433,7 +437,7 @@ class TcpSocket(SimSocket):
         if count and self.full:
             self.full = False
             self.wake()
-        if self.shut and not self.sent and not side.fin_seen:
+        if self.shut and not self.sent and not side.fin_seen and not self.dropped:
             side.fin_seen = True
             self._peer_wrote_all()
         self._perhaps_over()

@@ -110,10 +110,11 @@ class StreamSocket(trio.socket.SocketType):
         self._received = bytearray()
         self._answers = bytearray()
         self._closed = False
-        self.type = socket.SOCK_STREAM  # type: ignore[misc]
-        self.family = socket.AF_INET  # type: ignore[misc]
-        self.proto = 0  # type: ignore[misc]
         world.open_streams += 1
+
+    @property
+    def type(self) -> socket.SocketKind:
+        return socket.SOCK_STREAM
 
     async def connect(self, address: tuple[str, int]) -> None:  # type: ignore[override]
         self._behaviour = self._world.resolver(address)
@@ -123,6 +124,10 @@ class StreamSocket(trio.socket.SocketType):
         await trio.sleep(self._world.faults.rng.uniform(0.001, 0.02))
         if self._behaviour == "refused":
             raise error(errno.ECONNREFUSED)
+
+    @property
+    def did_shutdown_SHUT_WR(self) -> bool:
+        return False
 
     def getpeername(self) -> tuple[str, int]:
         return ("10.99.0.1", 53)

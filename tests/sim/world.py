@@ -292,11 +292,13 @@ class World:
         """Wait until everything is over.  Raises Broken when it never is."""
         deadline = trio.current_time() + PATIENCE
         pause = 10.0
+        await trio.sleep(2.0)  # what a jump of the clock made due comes first
         while self.left() or self.broken:
             if self.broken:
                 raise self.broken[0]
             if trio.current_time() > deadline:
-                raise Broken(f"I6: never over: {self.left()}")
+                stuck = [str(connection) for connection in self.guest.connections.values()]
+                raise Broken(f"I6: never over: {self.left()} {'; '.join(stuck)}")
             await trio.sleep(pause)
             pause = min(pause * 1.5, 300.0)
 
@@ -398,7 +400,7 @@ def run(scenario: Scenario, *, pcap: Path | None = None, main: Any = live, verbo
                     last = last.tb_next
                 where = f" at {last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last else ""
                 broken = f"I8: {cause!r}{where}"
-        if errors and not broken:
+        if errors and (not broken or "internal_error" in broken):
             broken = str(errors[0])
     world = worlds[0]
     counts = world.faults.counts
