@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import secrets
 import select
@@ -11,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,41 +35,33 @@ class Machine:
     It is started at once, `booted` waits.  QEMU runs in `namespace`, and dies with the thread that started it.
     """
 
-    def __init__(
-        self, image: Image, netdev: str, *, mac: str, namespace: Namespace, host_mtu: int | None = None
-    ) -> None:
+    def __init__(self, image: Image, netdev: str, *, mac: str, namespace: Namespace) -> None:
         self._image = image
         self._netdev = netdev
-        self._device = f"virtio-net-pci,netdev=net,mac={mac},romfile="
-        if host_mtu is not None:
-            self._device += f",host_mtu={host_mtu}"
         self._namespace = namespace
         self.mac = mac
         self._start()
 
     def _start(self) -> None:
         self._serial, serial = socket.socketpair()
-        self._control, control = socket.socketpair()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._received = b""
-        self._events = b""
         try:
             with self._namespace.entered():
                 self._process = subprocess.Popen(
-                    self._argv(serial, control),
+                    self._argv(serial),
                     stdin=subprocess.DEVNULL,
                     stdout=self._said,
                     stderr=self._said,
-                    pass_fds=(serial.fileno(), control.fileno()),
+                    pass_fds=(serial.fileno(),),
                 )
         except BaseException:
             self._release()
             raise
         finally:
             serial.close()
-            control.close()
 
-    def _argv(self, serial: socket.socket, control: socket.socket) -> list[str]:
+    def _argv(self, serial: socket.socket) -> list[str]:
         kind, _, options = self._netdev.partition(",")
         return [
             *("setpriv", "--pdeathsig", "KILL", "--"),
@@ -78,8 +69,7 @@ class Machine:
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
             *("-chardev", f"socket,id=commands,fd={serial.fileno()}", "-serial", "chardev:commands"),
-            *("-chardev", f"socket,id=control,fd={control.fileno()}", "-mon", "chardev=control,mode=control"),
-            *("-netdev", f"{kind},id=net,{options}", "-device", self._device),
+            *("-netdev", f"{kind},id=net,{options}", "-device", f"virtio-net-pci,netdev=net,mac={self.mac},romfile="),
             *self._image.arguments(),
         ]
 
@@ -144,29 +134,6 @@ class Machine:
         self._send("echo b > /proc/sysrq-trigger")
         self.booted()
 
-    def qmp(self, command: str, **arguments: object) -> Any:
-        """What QEMU's monitor returns (QEMU, docs/interop/qmp-spec)."""
-        self._control.settimeout(10)
-        for request in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
-            self._control.sendall(json.dumps(request).encode())
-            answer = self._answer()
-            if request["execute"] == command and "error" in answer:
-                raise MachineError(f"{request}: {answer['error']}\n{self.log()}")
-        return answer["return"]
-
-    def _answer(self) -> dict[str, Any]:
-        """The next line of the monitor that is neither its greeting nor an event."""
-        while True:
-            while b"\n" not in self._events:
-                data = self._control.recv(1 << 16)
-                if not data:
-                    raise MachineError(f"QEMU's monitor ended\n{self.log()}")
-                self._events += data
-            line, _, self._events = self._events.partition(b"\n")
-            answer = json.loads(line)
-            if "return" in answer or "error" in answer:
-                return dict(answer)
-
     def kill(self) -> None:
         """SIGKILL, of QEMU."""
         self._process.kill()
@@ -179,7 +146,6 @@ class Machine:
 
     def _release(self) -> None:
         self._serial.close()
-        self._control.close()
         self._said.close()
 
     def close(self) -> None:
