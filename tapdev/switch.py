@@ -116,10 +116,21 @@ class Port:
 
 
 class Switch:
-    """The LAN.  With `isolate` its guests see only its owner."""
+    """The LAN.  With `isolate` its guests see only its owner.
 
-    def __init__(self, adapt: Adapt, *, isolate: bool = False) -> None:
+    `unfit` is asked about a frame that `adapt` has nothing for: from which port, to which, and the frame; True when it
+    found another way.
+    """
+
+    def __init__(
+        self,
+        adapt: Adapt,
+        *,
+        isolate: bool = False,
+        unfit: Callable[[Port, Port, memoryview], bool] = lambda source, to, frame: False,
+    ) -> None:
         self.isolate = isolate
+        self._unfit = unfit
         self.counters: Counter[str] = Counter()  # frames that `forward` had no port for: runt, isolated, unknown_mac
         self._adapt = adapt
         self._ports: dict[Port, None] = {}  # in the order of attachment
@@ -228,7 +239,7 @@ class Switch:
         outgoing = self._adapt(
             frame, gso_type, gso_size, checksum_partial, source.link.capabilities, to.link.capabilities
         )
-        if not outgoing:
+        if not outgoing and not self._unfit(source, to, frame):
             to.counters["unfit"] += 1
         for one in outgoing:
             to.deliver(*one)

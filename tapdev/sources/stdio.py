@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STDIN: Final = 0
 STDOUT: Final = 1
+PIPE_OCTETS: Final = 1 << 20  # the most that a user may ask for: a large datagram in fragments, and some more
 
 
 def open_stdio(spec: LinkSpec, mtu: int, stdin: int = STDIN, stdout: int = STDOUT) -> DescriptorSource:
@@ -33,4 +34,17 @@ def open_stdio(spec: LinkSpec, mtu: int, stdin: int = STDIN, stdout: int = STDOU
     except BaseException:
         os.close(reading)
         raise
+    _widen(writing)
     return DescriptorSource(spec, [reading, writing], lambda: StreamLink(reading, writing, VMNET, mtu=mtu))
+
+
+def _widen(fd: int) -> None:
+    """Let a pipe hold more than its 64 KiB, where the system can."""
+    import fcntl
+
+    size = getattr(fcntl, "F_SETPIPE_SZ", None)
+    if size is not None:
+        try:
+            fcntl.fcntl(fd, size, PIPE_OCTETS)
+        except OSError:
+            pass  # a socket, or the user's pipes are many

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FRAMES_PER_BURST: Final = 64
+MAX_TRACEBACKS: Final = 20  # of one guest
 ROUNDS: Final = 16  # bursts with something in them between two checkpoints
 EMPTY_LOOKS: Final = 16  # in vain, before the loop waits
 BULK_OCTETS: Final = 16384  # moved since the loop woke: this is no conversation, so one look in vain is enough
@@ -112,6 +113,7 @@ class Guest:
         self.station = (lan or Lan(plan, dhcp.server)).attach(
             link, identity=identity, on_pending=self._link_writable_wanted
         )
+        self.station.refuse = self.out.too_large
         if mac is not None:
             self.station.is_source(mac)
             if ip is not None:
@@ -271,8 +273,7 @@ class Guest:
                 self._flow_failed(flow, now)
 
     def _flow_failed(self, flow: TcpFlow, now: float) -> None:
-        self.counters["internal_error"] += 1
-        log.exception("flow %d tcp: internal error", flow.number)
+        self._internal_error(f"in flow {flow.number}")
         flow.connection.abort("internal error")
         try:
             flow.transmit(now)
@@ -288,8 +289,13 @@ class Guest:
         if flow is not None and len(frame) >= MIN_TCP_FRAME and frame[23] == ipv4.TCP:
             self._flow_failed(flow, now)
         else:
-            self.counters["internal_error"] += 1
-            log.exception("guest %d: internal error on a frame", self.number)
+            self._internal_error("on a frame")
+
+    def _internal_error(self, where: str) -> None:
+        """Count the exception that is being handled; only the first are logged, for the guest may repeat them."""
+        self.counters["internal_error"] += 1
+        if self.counters["internal_error"] <= MAX_TRACEBACKS:
+            log.exception("guest %d: internal error %s", self.number, where)
 
     def _after_deadlines(self) -> None:
         try:

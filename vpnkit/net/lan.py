@@ -14,6 +14,7 @@ import trio
 
 from tapdev.switch import Switch
 from vpnkit.net.source_filter import objection
+from vpnkit.net.too_large import cut_or_refuse
 from vpnkit.wire import arp, ethernet
 from vpnkit.wire.offload import adapt
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from tapdev.link import Link
+    from tapdev.switch import Port
     from vpnkit.net.plan import Plan
     from vpnkit.proto.dhcp import DhcpServer
 
@@ -42,7 +44,7 @@ class Lan:
     def __init__(self, plan: Plan, dhcp: DhcpServer, *, isolate: bool = False) -> None:
         self.plan = plan
         self.isolated = isolate
-        self.switch = Switch(adapt, isolate=isolate)
+        self.switch = Switch(adapt, isolate=isolate, unfit=self._too_large)
         self.switch.reserve(plan.server_mac)
         self.stations: list[Station] = []
         self._dhcp = dhcp
@@ -125,6 +127,13 @@ class Lan:
         if ip is not None:
             self.claim(station, ip, mac)
 
+    def _too_large(self, source: Port, to: Port, frame: memoryview) -> bool:
+        sender = next((station for station in self.stations if station.port is source), None)
+        mtu = to.link.capabilities.mtu
+        if sender is None or len(frame) <= mtu + ethernet.HEADER.size:
+            return False
+        return cut_or_refuse(frame, mtu, to.deliver, sender.refuse)
+
     def _is_taken(self, ip: bytes, mac: bytes) -> bool:
         """For DHCP: whether a guest that is here uses `ip`, and is not the one that has `mac`."""
         owner = self._owners.get(ip)
@@ -148,7 +157,8 @@ class Station:
         self.addresses: dict[bytes, bytes] = {}  # IP -> the MAC that uses it
         self.mac: bytes | None = None  # the first that spoke
         self.ip: bytes | None = None  # the IPv4 address by which he is known: the first, or what DHCP gave last
-        self._server_mac = lan.plan.server_mac
+        # Tells the guest that a datagram of his, whose start it is given, is larger than an MTU.
+        self.refuse: Callable[[bytes, int], None] = lambda quoted, mtu: None
 
     # Who speaks
 

@@ -99,6 +99,10 @@ class Output:
         if len(quoted) >= ipv4.HEADER.size and self._may_send_error(None):
             self._icmp_error(quoted, kind, code, parameter, self._speaker(quoted[16:20], kind, code))
 
+    def too_large(self, quoted: bytes, mtu: int) -> None:
+        """The guest's datagram, which begins with `quoted`, does not fit into a link with that MTU (RFC 1191)."""
+        self.icmp_quote(quoted, icmp.DEST_UNREACHABLE, icmp.FRAGMENTATION_NEEDED, parameter=mtu)
+
     def icmp_passed_on(self, error: HostError, quoted: bytes) -> None:
         """What a router or a host behind the host said about `quoted`, a datagram as the guest sent it.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tapdev.link import Link
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.guest import Guest
-    from vpnkit.net.icmp import PingSession
+    from vpnkit.net.ping import PingSession
     from vpnkit.net.network import Network
     from vpnkit.net.udp_mapping import UdpMapping
 

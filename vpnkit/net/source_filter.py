@@ -54,7 +54,8 @@ def _ipv4(station: Station, frame: memoryview, source_mac: bytes) -> str:
     if len(frame) < 34 or frame[14] >> 4 != 4:
         return "malformed"
     source = bytes(frame[26:30])
-    if frame[23] == ipv4.UDP:
+    behind_the_first = frame[20] & 0x1F or frame[21]
+    if frame[23] == ipv4.UDP and not behind_the_first:
         start = 14 + (frame[14] & 15) * 4
         ports = bytes(frame[start : start + 4])
         if ports[:2] == DHCP_SERVER or ports[2:] == DHCP_SERVER:
