@@ -167,7 +167,7 @@ async def test_broadcast_storm(village, anna, mallory):
 
 
 async def test_many_handshakes_that_go_no_further():
-    """On a VMN3T socket: silent, half a word, HTTP without an end, nonsense; a good client joins at once all the same."""
+    """On a VMN3T socket: silent, half a word, HTTP without an end, nonsense; a good client joins at once."""
     before = len(os.listdir("/proc/self/fd"))
     words = [
         b"",
