@@ -19,6 +19,7 @@ from scapy.layers.l2 import ARP, Ether
 from tapdev.link import LinkCapabilities
 from tapdev.memory import memory_link_pair
 from vpnkit.flow import host as host_sockets
+from vpnkit.flow.poller import HANGUP
 from vpnkit.net.guest import Guest
 from vpnkit.net.network import _dhcp_config
 from vpnkit.net.plan import SERVER_MAC, Plan, guest_mac
@@ -118,6 +119,33 @@ class FarSocket(socket.socket):
         return super().connect_ex(_inward(address))
 
 
+class EchoSocket(FarSocket):
+    """A ping socket, and every host answers it; those of `silent` do not."""
+
+    def __init__(self, *, fileno: int, mtu: int) -> None:
+        super().__init__(fileno=fileno, mtu=mtu)
+        self.bind(("127.0.0.1", 0))
+        self.asked: list[tuple[str, bytes]] = []  # whom, and the message
+        self.silent: set[str] = set()
+
+    def sendto(self, data, *where):
+        self.asked.append((where[-1][0], bytes(data)))
+        if where[-1][0] in self.silent:
+            return len(data)
+        if len(data) + 20 > self.mtu:
+            return super().sendto(bytes(self.mtu), *where)  # the answer is an error
+        self.answer(where[-1][0], bytes([0]) + bytes(data[1:]))
+        return len(data)
+
+    def answer(self, address: str, message: bytes) -> None:
+        """`message` comes from `address`."""
+        socket.socket.sendto(self, socket.inet_aton(address) + message, self.getsockname())
+
+    def recvfrom(self, *sizes):
+        data, _ = socket.socket.recvfrom(self, *sizes)
+        return data[4:], (socket.inet_ntoa(data[:4]), 0)
+
+
 class Internet:
     """Sockets of this machine for which 203.0.113.n is 127.0.0.n."""
 
@@ -139,8 +167,10 @@ class Internet:
         return self._far(host_sockets.udp_socket(gro=gro))
 
     def ping_socket(self) -> tuple[socket.socket, bool]:
-        made, raw = host_sockets.ping_socket()
-        return self._far(made), raw
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.opened.append(EchoSocket(fileno=made.detach(), mtu=self._mtu))
+        self.opened[-1].setblocking(False)
+        return self.opened[-1], False
 
     @staticmethod
     def is_local(address: str) -> bool:
@@ -262,6 +292,13 @@ class Wire:
         made.bind((address, port))
         made.settimeout(PATIENCE)
         return made
+
+    def network_says(self, host: FarSocket, number: int, kind: int, code: int, *more: object, **fields: object) -> None:
+        """See `FarSocket.hear`; and the socket is told that there is an error."""
+        host.hear(number, kind, code, *more, **fields)
+        for handler in [*self.guest.udp.mappings.values(), *self.guest.icmp.sessions.values()]:
+            if handler._socket is host:
+                handler.on_ready(HANGUP)
 
     def close(self) -> None:
         """The guest leaves, and nothing of his is left."""
