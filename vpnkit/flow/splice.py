@@ -48,6 +48,7 @@ class SpliceFlow(TcpFlow):
         "_answered",
         "_backlog",
         "_hangup",
+        "_host_failure",
         "_host_finished",
         "_poller",
         "_read_size",
@@ -80,6 +81,7 @@ class SpliceFlow(TcpFlow):
         self._writable = True
         self._hangup = False
         self._host_finished = False  # the host said EOF
+        self._host_failure = False  # it took no more
         self._released: trio.Event | None = None
         self._shut = False  # we told the host EOF
 
@@ -299,7 +301,8 @@ class SpliceFlow(TcpFlow):
             self.guest.link_full(self)
 
     def _host_failed(self, error: OSError) -> None:
-        self._host_finished = self._shut = True  # for a connection that is closed already, and only waits for us
+        # The flags are for a connection that is closed already, and only waits for us.
+        self._host_finished = self._shut = self._host_failure = True
         self._backlog.clear()
         self.connection.abort(f"host: {error.strerror or error}")
 
@@ -312,8 +315,8 @@ class SpliceFlow(TcpFlow):
         if host is None:
             return
         self._poller.unregister(host.fileno())
-        if self.connection.aborted:
-            reset(host)
+        if self.connection.aborted or self._host_failure or self._backlog:
+            reset(host)  # an end would say that this was everything
         else:
             host.close()
         self._backlog.clear()
