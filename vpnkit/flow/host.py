@@ -137,6 +137,11 @@ def udp_socket(*, gro: bool) -> socket.socket:
     return made
 
 
+SOL_RAW: Final = 255
+ICMP_FILTER: Final = 1  # linux/icmp.h: a bit for each type that a raw socket does not hear
+ALL_BUT_ECHO_REPLIES: Final = struct.pack("=I", 0xFFFFFFFE)
+
+
 def ping_socket() -> tuple[socket.socket, bool]:
     """A non-blocking socket for ICMP echo, and whether it is a raw one, whose packets begin with the IP header.
 
@@ -151,6 +156,8 @@ def ping_socket() -> tuple[socket.socket, bool]:
     try:
         made.setblocking(False)
         error_queue.enable(made)
+        if raw and sys.platform == "linux":
+            made.setsockopt(SOL_RAW, ICMP_FILTER, ALL_BUT_ECHO_REPLIES)
     except BaseException:
         made.close()
         raise

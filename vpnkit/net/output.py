@@ -43,7 +43,7 @@ class RateLimit:
         self._then = now
         if self._tokens < 1:
             return False
-        self._tokens = max(self._tokens - self._random.randrange(3), 0)
+        self._tokens -= self._random.randrange(3)
         return True
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.flow import error_queue
+from vpnkit.flow.error_queue import HostError
 from vpnkit.flow.marks import Marks
 from vpnkit.flow.poller import HANGUP, READABLE
 from vpnkit.proto.deadlines import NEVER
@@ -18,9 +20,6 @@ from vpnkit.wire import icmp, ipv4
 from vpnkit.wire.checksum import checksum
 
 if TYPE_CHECKING:
-    import socket
-
-    from vpnkit.flow.error_queue import HostError
     from vpnkit.net.icmp import IcmpTable
     from vpnkit.wire.ipv4 import Ipv4Packet
 
@@ -154,6 +153,9 @@ class PingSession:
         if len(data) < icmp.HEADER.size:
             return
         kind, _, identifier, sequence = icmp.decode_echo(data)
+        if self._raw and not error_queue.LINUX and kind in icmp.ERRORS:
+            self._heard_error(data, address)
+            return
         if kind != icmp.ECHO_REPLY or (self._raw and identifier != self._wire_identifier):
             return
         known_as = self._peers.get(address)
@@ -163,6 +165,17 @@ class PingSession:
         reply = icmp.encode(icmp.ECHO_REPLY, 0, self.identifier, sequence, data[8:])
         self.bytes_to_guest += len(data) - icmp.HEADER.size
         self._table.guest.out.ip(known_as, self.source, ipv4.ICMP, reply, self.mac)
+
+    def _heard_error(self, data: bytes, address: str) -> None:
+        """An ICMP error among the messages, where there is no error queue."""
+        kind, code, _, mtu = icmp.decode_echo(data)
+        quoted = data[icmp.HEADER.size :]
+        if len(quoted) < ipv4.HEADER.size or quoted[9] != ipv4.ICMP:
+            return
+        destination = (socket.inet_ntoa(quoted[16:20]), 0)
+        message = quoted[(quoted[0] & 15) * 4 :][: icmp.QUOTE_LIMIT]
+        offender = socket.inet_aton(address)
+        self._network_error(HostError(0, error_queue.ORIGIN_ICMP, kind, code, mtu, offender, destination, message))
 
     def _read_errors(self) -> list[HostError]:
         """Empty the socket's error queue, and tell the guest what the network said."""

@@ -366,7 +366,7 @@ class TestIcmp:
             for _ in range(200):
                 w.scripted.datagram(b"hello", 99, GATEWAY)
             await trio.sleep(0.05)
-            assert 50 <= len(w.scripted.frames) < 200
+            assert 30 <= len(w.scripted.frames) < 200  # 50 on the average, and never told exactly
             assert w.guest.counters["icmp_rate_limited"]
 
     async def test_where_ping_is_forbidden_there_is_one_warning(self, caplog):
