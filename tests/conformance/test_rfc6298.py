@@ -162,6 +162,15 @@ async def test_rfc6298_5_3_an_ack_of_new_data_restarts_it(script: Script) -> Non
     assert script.everything()[0].seq == 3 * MSS + 1
 
 
+async def test_rfc6298_5_3_a_duplicate_does_not(script: Script) -> None:
+    script.open()
+    script.host_writes("a")
+    script.everything()
+    script.advance(0.9)
+    script.inject(ack=1)
+    assert script.wait() == pytest.approx(0.1)
+
+
 async def test_rfc6298_5_4_the_earliest_segment_is_sent_again(script: Script) -> None:
     script.open()
     script.host_writes(bytes(5 * MSS))

@@ -361,7 +361,8 @@ class TcpConnection:
             options = offered.encode()
             return OutSegment(self._iss, SYN if state is State.SYN_SENT else SYN | ACK, b"", options)
         if self._reset_due:
-            return OutSegment(self._reset_sequence, RST | ACK, b"", b"")
+            # One that answers an ACK has none (section 3.10.7.4), and the connection goes on.
+            return OutSegment(self._reset_sequence, RST if state is State.SYN_RECEIVED else RST | ACK, b"", b"")
         if state is State.SYN_RECEIVED and self.receiver.ack_due:
             return OutSegment((self._iss + 1) & MASK, ACK, b"", b"")
         return None

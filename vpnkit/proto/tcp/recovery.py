@@ -159,7 +159,9 @@ class Recovery:
         sender = self._sender
         if not sender.repairing:
             sender.repairing = True
-            self._timeout_at = sender.deadline = now + sender.rtt.rto
+            rtt = sender.rtt  # the probe's timer began when that of retransmission would have (RFC 6298 section 5.3)
+            began = min(sender.deadline - rtt.first, now)
+            self._timeout_at = sender.deadline = began + rtt.rto
 
     def advanced(self, acked: int, now: float) -> None:
         """SND.UNA moved by `acked` octets, while something was being repaired."""
