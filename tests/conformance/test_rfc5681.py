@@ -35,6 +35,7 @@ def flight(script: Script) -> int:
     return round(sum(len(h.payload) for h in heard) / MSS)
 
 
+@pytest.mark.requirement("RFC5681 3.1-iw")
 async def test_rfc5681_3_1_the_initial_window_is_ten_segments(script: Script) -> None:
     """RFC 6928."""
     assert flight(opened(script)) == 10

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.vpnkit.proto.tcp.pair import Script as Core
 from vpnkit.net import tcp
 from vpnkit.proto.tcp.state import State
 
@@ -104,6 +105,7 @@ async def test_both_close_at_once(script: Script) -> None:
     assert len(script.guest.tcp._time_wait) == 1
 
 
+@pytest.mark.requirement("RFC9293 msl")
 async def test_rfc9293_must_13_a_repeated_fin_is_acknowledged_for_60_s(script: Script) -> None:
     finish(script)
     for _ in range(5):
@@ -115,6 +117,7 @@ async def test_rfc9293_must_13_a_repeated_fin_is_acknowledged_for_60_s(script: S
     script.expect("R")
 
 
+@pytest.mark.requirement("RFC9293 time-wait-limit")
 async def test_rfc9293_must_13_its_table_is_small_and_bounded(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp, "MAX_TIME_WAIT", 3)
     for i in range(6):
@@ -123,6 +126,18 @@ async def test_rfc9293_must_13_its_table_is_small_and_bounded(script: Script, mo
         script.heard_irs = False
         finish(script)
     assert [int.from_bytes(key[8:10], "big") for key in script.guest.tcp._time_wait] == [30_003, 30_004, 30_005]
+
+
+@pytest.mark.requirement("RFC9293 fin-wait-2")
+def test_a_guest_that_never_finishes_is_given_up_when_a_service_is_done() -> None:
+    core = Core()
+    core.connection.finish()
+    core.says("F.")
+    core.gets(ack=2)
+    core.connection.linger(core.now)
+    core.wait_deadline()
+    assert core.now == 60.0
+    assert core.connection.is_closed
 
 
 async def test_rfc9293_must_13_time_wait_is_not_ended_by_a_rst(script: Script) -> None:

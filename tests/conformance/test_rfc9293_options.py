@@ -189,6 +189,7 @@ async def test_rfc9293_must_16_not_more_than_the_guest_allows_also_with_segmenta
 
 
 @pytest.mark.parametrize("offered", [0, 1, 39, 63])
+@pytest.mark.requirement("RFC9293 mss-floor")
 async def test_rfc9293_must_16_a_silly_mss_has_a_floor(script: Script, offered: int) -> None:
     """smoltcp issue 538: it looped."""
     script.open(options=mss(offered))
