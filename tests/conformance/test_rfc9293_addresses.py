@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,6 +52,18 @@ async def test_rfc9293_must_50_bad_lengths_do_no_harm(script: Script, options: b
 async def test_source_routed_packets_are_dropped(script: Script, kind: int) -> None:
     script.inject("S", ip_options=bytes([kind, 7, 4, 9, 9, 9, 9, 0]))
     assert not script.guest.tcp.flows
+
+
+@pytest.mark.parametrize(("tos", "passed"), [(0, 0), (0xB8, 0xB8), (0x2B, 0x28)])
+@pytest.mark.requirement("RFC9293 MUST-48")
+async def test_rfc9293_shld_22_the_dscp_of_a_syn_is_the_hosts_sockets(script: Script, tos: int, passed: int) -> None:
+    """Its ECN bits are not: they are between the two ends of a path."""
+    script.host.held = True
+    made = socket.socket()
+    made.setblocking(False)
+    script.host.tcp_socket = lambda: made
+    script.inject("S", tos=tos)
+    assert made.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == passed
 
 
 async def test_rfc9293_shld_22_the_dscp_of_our_segments_is_ours_throughout(script: Script) -> None:
