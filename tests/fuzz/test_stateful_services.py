@@ -156,7 +156,9 @@ class DnsClients(RuleBasedStateMachine):
         if lookup in self.asked:
             self.asked.remove(lookup)
 
-    @rule(data=st.data(), rcode=st.integers(0, 15), size=st.sampled_from([0, 1, 500, 600, 5000]), spoil=st.integers(0, 20))
+    @rule(
+        data=st.data(), rcode=st.integers(0, 15), size=st.sampled_from([0, 1, 500, 600, 5000]), spoil=st.integers(0, 20)
+    )
     def answers(self, data, rcode, size, spoil):
         if not self.asked:
             return
