@@ -1,7 +1,8 @@
 """Reassembly of the guest's IPv4 datagrams, RFC 791 section 3.2 with the rules of RFC 5722 (conformance.md 2.3, B13).
 
-What is hostile costs little: a datagram keeps one buffer and a bounded number of runs, a datagram that broke a rule
-keeps its place and nothing else until its time is over, so that the rest of it is dropped too.
+What is hostile costs little: fragments are kept as they are until the datagram is whole, the stretches that they make
+are few, and a datagram that broke a rule keeps its place and nothing else until its time is over, so that the rest of
+it is dropped too.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ if TYPE_CHECKING:
 TIMEOUT: Final = 30.0  # seconds; Linux's and gVisor's, where RFC 1122 section 3.3.2 recommends 60 to 120
 HIGH_WATER: Final = 4 << 20  # octets of one guest; then the oldest datagrams go until it is
 LOW_WATER: Final = 3 << 20
-OVERHEAD: Final = 1024  # octets that a datagram costs besides its own, so that there are at most 4096
+OVERHEAD: Final = 1024  # octets that a datagram costs besides its fragments, so that there are at most 4096
+FRAGMENT_OVERHEAD: Final = 128  # octets that a fragment costs besides its own
 MAX_RUNS: Final = 64  # of one datagram: stretches that arrived, with holes between them
 MAX_TOTAL: Final = 65535
 
 
 class _Datagram:
-    __slots__ = ("buffer", "cost", "ends", "header", "started", "starts", "total")
+    __slots__ = ("cost", "ends", "fragments", "header", "started", "starts", "total")
 
     def __init__(self, started: float) -> None:
         self.started = started
         self.header = b""  # of the first fragment
-        self.buffer: bytearray | None = bytearray()  # None: it broke a rule
+        self.fragments: dict[int, bytes] | None = {}  # by their place; None: the datagram broke a rule
         self.total = -1  # octets of payload, when the last fragment told
         # the runs: sorted, and no two touch
         self.starts: list[int] = []
@@ -75,7 +77,7 @@ class Reassembler:
             self.octets += OVERHEAD
             if self.octets > HIGH_WATER:
                 self._evict()
-        if datagram.buffer is None:
+        if datagram.fragments is None:
             self._count("fragment_of_dropped")
             return None
         if end + len(fragment.header) > MAX_TOTAL:
@@ -84,8 +86,8 @@ class Reassembler:
             self._drop(datagram, "fragment_inconsistent")
         else:
             self._take(datagram, fragment, start, end)
-            if datagram.buffer is not None and datagram.ends[0] == datagram.total and not datagram.starts[0]:
-                return self._completed(key, datagram, fragment)
+            if datagram.fragments is not None and datagram.ends[0] == datagram.total and not datagram.starts[0]:
+                return self._completed(key, datagram, datagram.fragments, fragment)
         return None
 
     @staticmethod
@@ -99,18 +101,16 @@ class Reassembler:
         return datagram.total == end
 
     def _take(self, datagram: _Datagram, fragment: Ipv4Packet, start: int, end: int) -> None:
-        buffer = datagram.buffer
-        assert buffer is not None
+        fragments = datagram.fragments
+        assert fragments is not None
         starts, ends = datagram.starts, datagram.ends
+        data = bytes(fragment.payload)
         after = bisect_right(starts, start)  # the first run that begins behind `start`
-        if after and ends[after - 1] > start:
-            if ends[after - 1] >= end and buffer[start:end] == fragment.payload:
+        if (after and ends[after - 1] > start) or (after < len(starts) and starts[after] < end):
+            if fragments.get(start) == data:
                 self._count("fragment_duplicate")
             else:
                 self._drop(datagram, "fragment_overlap")
-            return
-        if after < len(starts) and starts[after] < end:
-            self._drop(datagram, "fragment_overlap")
             return
         joins_left = after > 0 and ends[after - 1] == start
         joins_right = after < len(starts) and starts[after] == end
@@ -129,13 +129,10 @@ class Reassembler:
             ends.insert(after, end)
         if not start:
             datagram.header = bytes(fragment.header)
-        grown = end - len(buffer)
-        if grown > 0:
-            if start > len(buffer):
-                buffer.extend(bytes(start - len(buffer)))
-            self.octets += grown
-            datagram.cost += grown
-        buffer[start:end] = fragment.payload
+        fragments[start] = data
+        cost = len(data) + FRAGMENT_OVERHEAD
+        self.octets += cost
+        datagram.cost += cost
         if self.octets > HIGH_WATER:
             self._evict()
 
@@ -144,12 +141,13 @@ class Reassembler:
         self._count(why)
         self.octets -= datagram.cost - OVERHEAD
         datagram.cost = OVERHEAD
-        datagram.buffer = None
+        datagram.fragments = None
         datagram.starts = datagram.ends = []
 
-    def _completed(self, key: bytes, datagram: _Datagram, fragment: Ipv4Packet) -> Ipv4Packet | None:
+    def _completed(
+        self, key: bytes, datagram: _Datagram, fragments: dict[int, bytes], fragment: Ipv4Packet
+    ) -> Ipv4Packet | None:
         self._forget(key)
-        assert datagram.buffer is not None
         total = len(datagram.header) + datagram.total
         if total > MAX_TOTAL:  # the first fragment has more options than the last one
             self._count("fragment_too_large")
@@ -163,7 +161,7 @@ class Reassembler:
         self._count("fragment_reassembled")
         return Ipv4Packet(
             memoryview(header),
-            memoryview(datagram.buffer),
+            memoryview(b"".join([fragments[start] for start in sorted(fragments)])),
             header[1],
             fragment.identification,
             flags,
@@ -176,8 +174,8 @@ class Reassembler:
     def _evict(self) -> None:
         """Make place; the youngest, which alone is below the low water, stays."""
         while self.octets > LOW_WATER:
-            key = next(iter(self._datagrams))
-            self._forget(key)
+            _, datagram = self._datagrams.popitem(last=False)
+            self.octets -= datagram.cost
             self._count("fragment_evicted")
 
     def _forget(self, key: bytes) -> None:
@@ -192,10 +190,9 @@ class Reassembler:
 
     def on_deadline(self, now: float) -> None:
         while self.next_deadline() <= now:
-            key = next(iter(self._datagrams))
-            datagram = self._datagrams[key]
-            self._forget(key)
-            if datagram.buffer is not None:
+            _, datagram = self._datagrams.popitem(last=False)
+            self.octets -= datagram.cost
+            if datagram.fragments is not None:
                 self._count("fragment_timeout")
                 if datagram.header:
-                    self._gave_up(datagram.header + datagram.buffer[: min(datagram.ends[0], QUOTE_LIMIT)])
+                    self._gave_up(datagram.header + datagram.fragments[0][:QUOTE_LIMIT])
