@@ -51,15 +51,14 @@ class DhcpClients(RuleBasedStateMachine):
         uses=st.booleans(),
     )
     def says(self, mac, kind, client_id, wanted, ciaddr, server, lease, uses):
-        options = {dhcp.MESSAGE_TYPE: bytes((kind,))}
-        for code, value in (
-            (dhcp.CLIENT_ID, client_id),
-            (dhcp.REQUESTED_ADDRESS, wanted),
-            (dhcp.SERVER_ID, server),
-            (dhcp.LEASE_TIME, lease),
-        ):
-            if value is not None:
-                options[code] = value
+        said = {
+            dhcp.MESSAGE_TYPE: bytes((kind,)),
+            dhcp.CLIENT_ID: client_id,
+            dhcp.REQUESTED_ADDRESS: wanted,
+            dhcp.SERVER_ID: server,
+            dhcp.LEASE_TIME: lease,
+        }
+        options = {code: value for code, value in said.items() if value is not None}
         message = dhcp.DhcpMessage(op=dhcp.BOOTREQUEST, xid=7, chaddr=mac, options=options, ciaddr=ciaddr)
         used_before = dict(self.users)
         reply = self.server.receive(message, self.now)
