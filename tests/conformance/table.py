@@ -157,8 +157,9 @@ def main() -> int:
     unknown = attach(found)
     for name in unknown:
         print(f"{name}: no such requirement", file=sys.stderr)
-    shown = {r.identity for section in found for r in section.requirements if r.tests}
-    waiting = pending() - shown
+    waiting = pending() & {
+        r.identity for section in found for r in section.requirements if r.use == "Y" and not r.tests
+    }
     if waiting:
         PENDING.write_text("".join(f"{identity}\n" for identity in sorted(waiting)), encoding="utf-8")
     else:
