@@ -34,6 +34,7 @@ class NetSettings:
     verify_checksums: bool = False
     dns: tuple[tuple[str, int], ...] = ()  # servers to forward queries to; empty: the host's own
     max_connections: int | None = None  # None: as many as the descriptor limit allows
+    udp_filtering: str = "address"  # who may answer a guest's datagram; see NetworkOptions
     isolate: bool = False  # guests may not speak to each other
     name: str = "default"
     control: Path | None = None  # None: where `name` puts it
@@ -142,6 +143,13 @@ OPTIONS: Final = (
         type=click.IntRange(min=1),
         help="Host sockets at once.  [default: as the descriptor limit allows]",
     ),
+    click.option(
+        "--udp-filtering",
+        type=click.Choice(["address", "endpoint"]),
+        default="address",
+        show_default=True,
+        help="Who may send to a guest's UDP port: hosts it spoke to, or anybody (endpoint-independent).",
+    ),
     click.option("--isolate", is_flag=True, help="Guests may not speak to each other."),
     click.option("--name", metavar="NAME", default="default", show_default=True, help="The name of this instance."),
     click.option(
@@ -189,6 +197,7 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         verify_checksums=options["verify_checksums"],
         dns=tuple(options["dns"]),
         max_connections=options["max_connections"],
+        udp_filtering=options["udp_filtering"],
         isolate=options["isolate"],
         name=check_name(options["name"]),
         control=options["control"],

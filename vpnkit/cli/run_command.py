@@ -60,6 +60,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
             dns=settings.dns,
             verify_checksums=settings.verify_checksums,
             max_connections=settings.max_connections,
+            udp_filtering=settings.udp_filtering,
         )
 
     from vpnkit.cli.run import run

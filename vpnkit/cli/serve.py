@@ -86,6 +86,7 @@ def serve(
         dns=settings.dns,
         verify_checksums=settings.verify_checksums,
         max_connections=settings.max_connections,
+        udp_filtering=settings.udp_filtering,
         isolate=settings.isolate,
         connect_mtu=mtu or DEFAULT_MTU[Kind.STDIO],
     )

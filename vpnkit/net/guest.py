@@ -78,6 +78,7 @@ class Guest:
         lan: Lan | None = None,
         identity: Hashable = None,
         verify_checksums: bool = False,
+        udp_filtering: str = "address",
         admit: Callable[[], bool] = lambda: True,
         warn: Callable[[str], None] = log.warning,
         host: HostSockets = host_sockets,
@@ -108,7 +109,7 @@ class Guest:
         self.deadlines = Deadlines(self._after_deadlines, self._deadline_failed)
         self.out = Output(self)
         self.tcp = TcpTable(self, rng.randbytes(32))
-        self.udp = UdpTable(self)
+        self.udp = UdpTable(self, filtering=udp_filtering)
         self.icmp = IcmpTable(self)
         self.station = (lan or Lan(plan, dhcp.server)).attach(
             link, identity=identity, on_pending=self._link_writable_wanted

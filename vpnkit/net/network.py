@@ -58,6 +58,8 @@ class NetworkOptions:
     verify_checksums: bool = False
     max_connections: int | None = None  # host sockets; None: as many as the descriptor limit allows
     extra_host_names: Sequence[str] = ()
+    # RFC 4787 REQ-8, who may send to a mapping: "address", hosts that the guest spoke to, or "endpoint", anybody
+    udp_filtering: str = "address"
     isolate: bool = False  # guests may not speak to each other
     connect_mtu: int = 1500  # octets, of guests that come by the control socket's /connect
     rng: random.Random = field(default_factory=random.SystemRandom)
@@ -129,6 +131,7 @@ class Network:
                 lan=self.lan,
                 identity=identity,
                 verify_checksums=self.options.verify_checksums,
+                udp_filtering=self.options.udp_filtering,
                 admit=self._admit,
                 warn=self._warn,
                 host=self.options.host,

@@ -1,11 +1,13 @@
 """The guest's UDP: endpoint-independent mappings (RFC 4787), one host socket for each address and port of the guest.
 
-Filtering is address-dependent: only hosts that the guest spoke to may answer, from any of their ports.
+Filtering is address-dependent: only hosts that the guest spoke to may answer, from any of their ports.  Where it is
+"endpoint"-independent anybody may, as peer-to-peer programs behind a NAT need it from one of the two sides.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.net.policy import Host, Protocol, Refuse, Service, target
@@ -30,8 +32,9 @@ GSO_UDP: Final = 5
 class UdpTable:
     """Every UDP mapping of one guest, the longest idle first."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, *, filtering: str = "address") -> None:
         self.guest = guest
+        self._open_to_all = filtering == "endpoint"
         self.mappings: OrderedDict[bytes, UdpMapping] = OrderedDict()
         # source and destination address and port, 12 octets, as a frame has them -> where that goes
         self.routes: dict[bytes, Route] = {}
@@ -78,6 +81,15 @@ class UdpTable:
         """Whether `port` of the guest's `address` has spoken to `peer`, so that there may be an answer of his."""
         mapping = self.mappings.get(address + port)
         return mapping is not None and mapping.knows(peer)
+
+    def stranger(self, address: str) -> bytes | None:
+        """What the guest calls a host that he never spoke to; None when it may not send to him."""
+        if not self._open_to_all:
+            return None
+        plan = self.guest.plan
+        if address.startswith("127."):
+            return plan.host_ip.packed if plan.host_ip is not None else None
+        return None if IPv4Address(address) in plan.subnet else IPv4Address(address).packed
 
     def refresh(self, mapping: UdpMapping, now: float) -> None:
         """`mapping` is in use, so it is not the longest idle one."""

@@ -286,7 +286,9 @@ class UdpMapping:
             table.guest.touch_datagrams(self)
 
     def _emit(self, source: Address | None, train: list[bytes], size: int, now: float) -> None:
-        known_as = self._peers.get(source[0]) if source is not None else None
+        known_as = None
+        if source is not None:
+            known_as = self._peers.get(source[0]) or self._table.stranger(source[0])
         if source is None or known_as is None:
             self._table.guest.count("udp_filtered")  # and refreshes nothing (RFC 7857 section 7)
             return

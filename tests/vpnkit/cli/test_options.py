@@ -54,7 +54,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         --subnet 10.1.0.0/16 --gateway-ip 10.1.0.254 --host-ip 10.1.0.253 --guest-ip 10.1.9.1 --mtu 1500
         --no-offload --verify-checksums --dns 1.1.1.1 --dns 2001:db8::1#5353 --domain vm.example.
         --search a.example --search b.example --host-name build.example --max-connections 99
-        --name dev --control {tmp_path}/c.sock --log-level debug --log-json
+        --udp-filtering endpoint --name dev --control {tmp_path}/c.sock --log-level debug --log-json
     """
     plan, settings = resolve(*line.split())
     assert plan.subnet == IPv4Network("10.1.0.0/16")
@@ -69,6 +69,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         verify_checksums=True,
         dns=(("1.1.1.1", 53), ("2001:db8::1", 5353)),
         max_connections=99,
+        udp_filtering="endpoint",
         name="dev",
         control=tmp_path / "c.sock",
         log_level="debug",

@@ -292,6 +292,7 @@ async def world(
     *,
     queue_frames: int = 256,
     verify_checksums: bool = False,
+    udp_filtering: str = "address",
 ) -> AsyncIterator[World]:
     """Both run until the block ends; then the link closes, and nothing of the guest's may be left."""
     plan = plan or Plan()
@@ -299,7 +300,15 @@ async def world(
     dhcp = DhcpService(DhcpServer(_dhcp_config(plan)))
     async with trio.open_nursery() as nursery:
         guest = Guest(
-            ours, plan, dhcp, random.Random(1), nursery, ip=IP_ADDRESS, mac=MAC, verify_checksums=verify_checksums
+            ours,
+            plan,
+            dhcp,
+            random.Random(1),
+            nursery,
+            ip=IP_ADDRESS,
+            mac=MAC,
+            verify_checksums=verify_checksums,
+            udp_filtering=udp_filtering,
         )
         scripted = ScriptedGuest(theirs, plan)
         ended = trio.Event()

@@ -105,6 +105,25 @@ class TestDatagrams:
                 assert await w.scripted.answer() == (HOST, other_port, 5000, b"from next door")
                 assert mapping.active_at > idle_since
 
+    @pytest.mark.parametrize(("plan", "known_as"), [(Plan(), HOST), (Plan(host_loopback=False), None)])
+    async def test_strangers_are_let_in_where_asked_for(self, capabilities, plan, known_as):
+        """RFC 4787 REQ-8, endpoint-independent."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.bind(("127.0.0.2", 0))
+            async with world(plan, capabilities, udp_filtering="endpoint") as w:
+                w.scripted.datagram(b"nobody", 9, FAKE_SERVER)
+                with trio.fail_after(5):
+                    while not w.guest.udp.mappings:
+                        await trio.lowlevel.checkpoint()
+                (mapping,) = w.guest.udp.mappings.values()
+                stranger.sendto(b"boo", ("127.0.0.1", mapping._socket.getsockname()[1]))
+                if known_as is None:
+                    with trio.fail_after(5):
+                        while not w.guest.counters["udp_filtered"]:
+                            await trio.lowlevel.checkpoint()
+                else:
+                    assert await w.scripted.answer() == (known_as, stranger.getsockname()[1], 5000, b"boo")
+
     async def test_nobody_listens(self, capabilities):
         made, port = server()
         made.close()
