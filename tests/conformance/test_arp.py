@@ -43,6 +43,16 @@ async def test_rfc1122_2_3_2_1_a_question_is_not_repeated_without_end(wire, auto
     assert [frame[ARP].pdst for frame in wire.work()] == ["192.168.65.77"] * lan.RESOLVE_TRIES
 
 
+async def test_rfc1122_2_3_2_1_many_callers_ask_no_more_often(wire, autojump_clock):
+    """Clients of a forward whose guest is not there, one every 10 ms."""
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(300):
+            nursery.start_soon(wire.guest.station.lan.resolve, bytes([192, 168, 65, 77]))
+            await trio.sleep(0.01)
+    assert len(wire.work()) <= (trio.current_time() - started) / (0.9 * lan.RESOLVE_SECONDS) + 1
+
+
 async def test_rfc1122_2_3_2_2_a_caller_waits_until_the_guest_answers(wire, nursery):
     """A forward to a guest that has not spoken yet: who called is kept, not dropped."""
     found = []

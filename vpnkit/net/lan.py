@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MAX_ADDRESSES: Final = 64  # of one guest, IPv4 and IPv6; the longest known but the first makes place
 RESOLVE_TRIES: Final = 3
-RESOLVE_SECONDS: Final = 0.3  # for an answer to each
+RESOLVE_SECONDS: Final = 0.3  # for an answer to each; nobody is asked more often, however many want to know
 
 
 class Holder(NamedTuple):
@@ -53,6 +53,7 @@ class Lan:
         dhcp.on_released = self._released
         self._owners: dict[bytes, Station] = {}  # IPv4 and IPv6 addresses, 4 and 16 octets
         self._changed = trio.lowlevel.ParkingLot()  # somebody waits for an address to get an owner
+        self._asked: dict[bytes, float] = {}  # IPv4 addresses of forwards that nobody has -> when we asked last
         self.ours = {plan.gateway_ip.packed, link_local(plan.server_mac)}
         if plan.host is not None:
             self.ours.add(plan.host.packed)
@@ -79,12 +80,19 @@ class Lan:
             found = self.holder(ip)
             if found is not None:
                 return found
-            for station in self.stations:
-                station.ask(ip)
+            self._ask(ip)
             with trio.move_on_after(RESOLVE_SECONDS):
                 while ip not in self._owners:
                     await self._changed.park()
         return self.holder(ip)
+
+    def _ask(self, ip: bytes) -> None:
+        """No flood, RFC 1122 section 2.3.2.1."""
+        now = trio.current_time()
+        if now - self._asked.get(ip, -RESOLVE_SECONDS) > 0.9 * RESOLVE_SECONDS:  # a sleep may end a little early
+            self._asked[ip] = now
+            for station in self.stations:
+                station.ask(ip)
 
     def is_station_address(self, ip: bytes) -> bool:
         """Whether a guest may have `ip` at all: a host address of the subnet and not one of ours, or an IPv6 unicast
@@ -110,6 +118,7 @@ class Lan:
             self.release(station, next(old for old in addresses if old != station.ip))
         addresses[ip] = mac
         self._owners[ip] = station
+        self._asked.pop(ip, None)
         if station.ip is None and len(ip) == 4:
             station.ip = ip
         if self._changed:
