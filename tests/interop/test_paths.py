@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.interop.guest_tools import ALIAS, GATEWAY, REMOTE, Namespace, running, wait_for
+from tests.interop.guest_tools import ALIAS, GATEWAY, HOST, REMOTE, Namespace, running, wait_for
 
 FAR = "203.0.113.130"
 ROUTER = "203.0.113.129"
@@ -352,6 +352,21 @@ class TestDscp:
             assert "packets 0" not in far.run("nft", "list", "counters")
         finally:
             far.run("nft", "delete", "table", "ip", "seen")
+
+
+# Hairpin
+
+
+def test_two_ports_of_the_guest_by_their_outer_addresses_rfc4787_req9(lab, guest):
+    with socket_of(lab.host, HOST) as server, udp_socket(guest.namespace) as one, udp_socket(guest.namespace) as other:
+        outer = []
+        for made in (one, other):
+            made.sendto(b"who am I?", server.getsockname())
+            outer.append((HOST, server.recvfrom(100)[1][1]))
+        one.sendto(b"hello", outer[1])
+        assert other.recvfrom(100) == (b"hello", outer[0])
+        other.sendto(b"hello yourself", outer[0])
+        assert one.recvfrom(100) == (b"hello yourself", outer[1])
 
 
 # Nobody turns in circles
