@@ -3,7 +3,7 @@
 As 2**16 is 1 modulo 65535, the ones' complement sum of 16-bit words is the whole buffer, read as one big number,
 modulo 65535.  CPython reads such a number five times faster than any loop over words, but divides it slowly; so it is
 folded to a few digits first, and a buffer beyond an ordinary frame is read in slices.  All in all 2.6 us for 1448
-octets and 75 us for 65480; with numpy, where somebody called `enable_fast_sums`, 8 us for 65480.
+octets and 75 us for 65480; with numpy, where somebody called `enable_fast_sums`, 7 us for 65480.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 TINY: Final = 512  # octets; to fold a number so short costs more than it saves
 ORDINARY: Final = 1536  # octets; the transport part of any ordinary frame; numpy's constant 2 us pay beyond it
 SLICE: Final = 4096  # octets; measured best for 8960 and 65480
+ADDABLE: Final = 1 << 17  # octets
 
 
 def _mask(octets: int) -> int:
@@ -68,21 +69,22 @@ def enable_fast_sums() -> bool:
 def numpy_sum() -> Callable[[Buffer], int]:
     """What `enable_fast_sums` enables.  Raises ImportError.
 
-    32-bit words in the host's order are added in 64 bits; a sum in the wrong order is the right one with its octets
-    swapped (RFC 1071 section 2B), which is 256 times it.
+    16-bit words in the host's order are added in 32 bits, where as many as ADDABLE cannot overflow; a sum in the wrong
+    order is the right one with its octets swapped (RFC 1071 section 2B), which is 256 times it.
     """
     import numpy as np
 
-    word, wide = np.dtype(np.uint32), np.dtype(np.uint64)
+    half, word = np.dtype(np.uint16), np.dtype(np.uint32)
     add, view = np.add.reduce, np.frombuffer
     swap = 8 if sys.byteorder == "little" else 0
 
     def sum_by_words(data: Buffer) -> int:
         length = len(data)
-        words = length >> 2
-        total = int(add(view(data, word, words), dtype=wide)) << swap if words else 0
-        rest = int.from_bytes(data[words << 2 :], "big")
-        return total + (rest << 8 if length & 1 else rest)
+        if length > ADDABLE:
+            return sum_by_words(data[:ADDABLE]) + sum_by_words(data[ADDABLE:])
+        words = length >> 1
+        total = int(add(view(data, half, words), 0, word)) << swap if words else 0
+        return total + (data[-1] << 8) if length & 1 else total
 
     return sum_by_words
 
