@@ -149,6 +149,16 @@ async def test_rfc9293_must_13_time_wait_is_not_ended_by_a_rst(script: Script) -
     script.expect(".", ack=2)
 
 
+@pytest.mark.requirement("RFC9293 time-wait-ack")
+async def test_a_pure_ack_in_time_wait_is_not_answered(script: Script) -> None:
+    finish(script)
+    for seq in (2, 1, 1000, -1000):
+        script.inject(".", seq=seq, ack=2)
+    script.silence()
+    script.inject(".", "data", seq=2, ack=2)
+    script.expect(".", seq=2, ack=2)
+
+
 async def test_rfc9293_may_2_a_greater_syn_opens_anew(script: Script) -> None:
     finish(script)
     script.inject("S", seq=1000)
