@@ -64,7 +64,7 @@ async def test_rfc9293_shld_14_the_right_edge_never_moves_left(script: Script) -
     script.open()
     edges, sent = feed_until_closed(script, [1460, 1460, 1459, 1024])
     assert edges == sorted(edges)
-    assert sent > 1_000_000
+    assert sent > 200_000
 
 
 @pytest.mark.requirement("RFC9293 window-rounding")
