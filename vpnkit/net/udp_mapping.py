@@ -34,6 +34,7 @@ RECEIVE_BUDGET: Final = 64  # reads of one socket per turn of the loop
 MAX_DATAGRAM: Final = 65507
 MAX_TRAIN: Final = 64  # datagrams: UDP_MAX_SEGMENTS of older kernels
 MAX_TRAIN_OCTETS: Final = 65000
+MAX_SUPER_FRAME: Final = 128  # datagrams: UDP_MAX_SEGMENTS; a guest's kernel makes no longer train
 
 UDP_SEGMENT: Final = 103  # linux/udp.h, level IPPROTO_UDP
 LINUX: Final = sys.platform == "linux"
@@ -156,6 +157,9 @@ class UdpMapping:
             self.flush()
             train = self._train
         if gso_size or not LINUX or not payload:
+            if len(payload) > gso_size * MAX_SUPER_FRAME and gso_size:  # or one frame is a system call for each octet
+                self._table.guest.count("udp_super_frame")
+                return False
             self._send([payload], route, gso_size if len(payload) > gso_size else 0)
             return False
         train.append(payload)
