@@ -47,6 +47,20 @@ async def test_rfc1122_3_2_1_2_a_bad_header_checksum_is_dropped(wire, octet):
     assert wire.counters["malformed"] == 1
 
 
+@pytest.mark.parametrize("octet", range(20))
+async def test_rfc1122_3_2_1_2_a_bad_header_checksum_of_a_known_flow_is_dropped(make_wire, octet):
+    """On a link that can corrupt."""
+    wire = make_wire(capabilities=LinkCapabilities(mtu=1500, reliable=False))
+    with wire.server() as server:
+        port = server.getsockname()[1]
+        wire.send(datagram(b"first", port))
+        bad = bytearray(bytes(FRAME / datagram(b"second", port)))
+        bad[14 + octet] ^= 0x10
+        wire.send(bytes(bad), datagram(b"third", port))
+        assert [server.recvfrom(100)[0] for _ in range(2)] == [b"first", b"third"]
+    assert wire.counters["malformed"] == 1
+
+
 async def test_rfc1122_3_2_1_2_what_we_send_has_a_good_one(wire):
     """`Wire.work` asks scapy about every frame that comes."""
     [frame] = wire.send(ping(GATEWAY))
