@@ -309,3 +309,35 @@ async def test_dns_connections_without_an_end(victim, faithful):
     assert statistics.streams == MAX_STREAMS
     assert statistics.refused_streams == 50
     assert any(f.endswith(frames.packed(frames.HOST)) for f in victim.feed(dns(dns_query())))
+
+
+# What all connections of a guest may take together
+
+
+async def test_hosts_that_never_read_share_a_limit(victim, faithful):
+    """B8: what waits for slow hosts is bounded for all connections together, too: 64 MiB."""
+    for i in range(300):
+        peer = victim.connect(port=30_000 + i, options=b"\1\3\3\7")
+        for _ in range(10):
+            peer.say(bytes(48_000))
+    waiting = sum(
+        flow.connection.receiver.buffered + flow.connection.receiver.assembler.octets
+        for flow in victim.guest.tcp.flows.values()
+    )
+    for flow in list(victim.guest.tcp.flows.values()):
+        if flow.key[8:10] >= (30_000).to_bytes(2, "big"):
+            victim.guest.tcp.forget(flow, victim.guest.now())
+    assert waiting <= 64 << 20
+
+
+async def test_a_super_frame_is_not_ten_thousand_datagrams(victim, faithful):
+    """G1, one frame and its time: with a `gso_size` of 1 it would be a system call for each octet."""
+    for data, size in ((bytes(65_000), 1), (bytes(65_000), 12), (bytes(1000), 1)):
+        victim.host.sent = 0
+        with cpu_limit(0.1):
+            victim.raw(frames.udp(data), 5, size)
+            victim.raw(frames.udp(data), 5, size)
+        assert victim.host.sent <= 2048
+        queries = victim.guest.gateway.dns.statistics().udp_queries
+        victim.raw(frames.udp(data, dst=GATEWAY, dport=53), 5, size)
+        assert victim.guest.gateway.dns.statistics().udp_queries - queries <= 1024

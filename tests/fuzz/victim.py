@@ -33,18 +33,27 @@ if TYPE_CHECKING:
 DNS_NAME = "host.internal"
 
 
-class RecordingSocket(MuteSocket):
-    """Takes every datagram, and remembers the last ones."""
+MAX_SEGMENTS = 64  # UDP_MAX_SEGMENTS of Linux: what one sendmsg with UDP_SEGMENT may cut
 
-    heard: deque[bytes]
+
+class RecordingSocket(MuteSocket):
+    """Takes every datagram, and has its host remember the last ones."""
+
+    host: RecordingHost
 
     def sendto(self, data, *_where):  # type: ignore[no-untyped-def, override]
-        self.heard.append(bytes(data))
+        self.host.sent += 1
+        self.host.heard.append(bytes(data))
         return len(data)
 
-    def sendmsg(self, buffers, *_rest):  # type: ignore[no-untyped-def, override]
-        self.heard.extend(map(bytes, buffers))
-        return sum(map(len, buffers))
+    def sendmsg(self, buffers, ancillary=(), *_rest):  # type: ignore[no-untyped-def, override]
+        self.host.sent += 1
+        whole = b"".join(map(bytes, buffers))
+        size = struct.unpack("=H", ancillary[0][2])[0] if ancillary else len(whole) or 1
+        if -(-len(whole) // size) > MAX_SEGMENTS:
+            raise OSError(errno.EINVAL, "too many segments")
+        self.host.heard.extend(whole[start : start + size] for start in range(0, len(whole), size))
+        return len(whole)
 
 
 class RecordingHost(MuteHost):
@@ -53,6 +62,7 @@ class RecordingHost(MuteHost):
     def __init__(self) -> None:
         super().__init__()
         self.heard: deque[bytes] = deque(maxlen=1000)
+        self.sent = 0  # system calls
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._look_at = 128
 
@@ -89,7 +99,7 @@ class RecordingHost(MuteHost):
 
     def udp_socket(self, *, gro: bool) -> socket.socket:  # type: ignore[override]
         made = RecordingSocket(socket.AF_INET, socket.SOCK_DGRAM)
-        made.heard = self.heard
+        made.host = self
         made.setblocking(False)
         return made
 
@@ -145,6 +155,9 @@ class Victim:
         out = []
         for start in range(0, len(bad) or 1, 256):
             out += self.still.feed(*(frame for frame in bad[start : start + 256] if len(frame) >= 14))
+            while self.guest.station.port.pending:  # the guest's own task does it where there are tasks
+                self.guest.station.port.flush()
+                out += self.still.output()
         return out
 
     def raw(self, frame: bytes, gso_type: int = 0, gso_size: int = 0, *, partial: bool = False) -> list[bytes]:
@@ -161,20 +174,22 @@ class Victim:
             guest.link.receive = real  # type: ignore[method-assign]
             guest.link.gso_type = guest.link.gso_size = 0
             guest.link.checksum_partial = False
-        return self.still.feed()
+        return self.feed()
 
     def passes(self, seconds: float) -> list[bytes]:
         """Time passes, and what was due happens.  Returns what the guest is told."""
         self.clock.jump(seconds)
         self.still.deadlines()
-        return self.still.feed()
+        return self.feed()
 
-    def connect(self, *, port: int | None = None, dport: int = 8080, iss: int = 5000) -> Peer:
+    def connect(
+        self, *, port: int | None = None, dport: int = 8080, iss: int = 5000, options: bytes = b""
+    ) -> Peer:
         """An open connection of the guest, to a port whose host answers at once."""
         if port is None:
             self._port += 1
             port = self._port
-        return Peer(self, port, dport, iss)
+        return Peer(self, port, dport, iss, options)
 
     def received_by_host(self, size: int = 1 << 20) -> bytes:
         """What the host's end of the newest connection got."""
@@ -238,13 +253,13 @@ class Victim:
 class Peer:
     """The guest's end of one connection: as much TCP as a test needs."""
 
-    def __init__(self, victim: Victim, port: int, dport: int, iss: int) -> None:
+    def __init__(self, victim: Victim, port: int, dport: int, iss: int, options: bytes = b"") -> None:
         self.victim = victim
         self.fields = {"sport": port, "dport": dport, "dst": frames.REMOTE}
         self.seq = iss
         self.ack = 0
         self.got = bytearray()
-        out = victim.feed(frames.tcp(seq=self.seq, flags=frames.SYN, **self.fields))
+        out = victim.feed(frames.tcp(seq=self.seq, flags=frames.SYN, options=options, **self.fields))
         self.seq = self.seq + 1 & 0xFFFFFFFF
         self._take(out)
         assert self.ack, "no SYN-ACK"
@@ -263,7 +278,7 @@ class Peer:
 
     def hears(self, octets: int = 0) -> bytes:
         """What the host said, at least `octets` if they come within two minutes; everything is acknowledged."""
-        self._take(self.victim.still.feed())
+        self._take(self.victim.feed())
         for _ in range(1000):
             before = len(self.got)
             self.say()
