@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.net.policy import Host, Protocol, Refuse, Service, target
-from vpnkit.net.udp_mapping import LINUX, Route, UdpMapping
+from vpnkit.net.udp_mapping import LINUX, MAX_SUPER_FRAME, Route, UdpMapping
 from vpnkit.wire import icmp, ipv4, udp
 from vpnkit.wire.checksum import ones_sum
 
@@ -122,7 +122,7 @@ class UdpTable:
         guest = self.guest
         if aim is Service.DNS and source_port:
             size = gso_size or max(len(payload), 1)
-            for start in range(0, len(payload), size):
+            for start in range(0, min(len(payload), size * MAX_SUPER_FRAME), size):
                 guest.gateway.dns_query(packet.source, source_port, source_mac, payload[start : start + size])
         elif aim is Service.DHCP:
             guest.gateway.dhcp(packet.source, source_mac, payload)
