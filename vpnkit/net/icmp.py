@@ -74,7 +74,7 @@ class IcmpTable:
         if about.destination != packet.source:
             guest.count("icmp_error_unmatched")
         elif about.protocol == ipv4.TCP:
-            guest.tcp.icmp_error(kind, code, about)
+            guest.tcp.icmp_error(kind, code, about, int.from_bytes(packet.payload[6:8], "big"))
         elif about.protocol == ipv4.UDP and guest.udp.is_known(
             about.destination, bytes(about.payload[2:4]), about.source
         ):

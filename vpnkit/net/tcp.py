@@ -349,17 +349,22 @@ class TcpTable:
                 return
             del self._time_wait[key]
 
-    def icmp_error(self, kind: int, code: int, quoted: Ipv4Packet) -> None:
+    def icmp_error(self, kind: int, code: int, quoted: Ipv4Packet, mtu: int) -> None:
         """The guest's ICMP error about a segment of ours: only a call that was not answered yet can fail by it, when
-        its SYN is quoted (RFC 5927 section 4.1)."""
+        its SYN is quoted (RFC 5927 section 4.1).  `mtu` is what "fragmentation needed" says."""
         if len(quoted.payload) < 8 or kind != icmp.DEST_UNREACHABLE:
             return
         key = quoted.destination + quoted.source + bytes(quoted.payload[2:4]) + bytes(quoted.payload[0:2])
         flow = self.flows.get(key)
-        if flow is None or flow.connection.state is not State.SYN_SENT or code not in (2, 3):
+        if flow is None:
             return
-        if int.from_bytes(quoted.payload[4:8], "big") == flow.connection.iss:
-            flow.connection.abort("unreachable in the guest", reset=False)
+        connection = flow.connection
+        sequence = int.from_bytes(quoted.payload[4:8], "big")
+        if code == icmp.FRAGMENTATION_NEEDED:
+            if connection.state.synchronized and connection.sender.too_big(sequence, mtu):
+                self._guest.touch(flow)
+        elif connection.state is State.SYN_SENT and code in (2, 3) and sequence == connection.iss:
+            connection.abort("unreachable in the guest", reset=False)
             self._guest.touch(flow)
 
     def close(self) -> None:
