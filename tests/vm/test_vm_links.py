@@ -26,7 +26,6 @@ from tests.vm.tools import (
 
 EVERYDAY = [("dgram", JUMBO), ("tap", JUMBO), ("stream-server", 1500)]  # and stream with test_vm_pairs
 ALL = [(kind, mtu) for kind in KINDS for mtu in (JUMBO, 1500)]
-UNIX_QUEUE = 10  # datagrams: net.unix.max_dgram_qlen of a new network namespace
 SSH = 2222  # of the host's loopback, forwarded to port 22 of the VM
 
 
@@ -141,17 +140,6 @@ def test_from_the_host_through_a_forward(site, lab):
     assert digest == digest_of(iter([BLOCK]))
 
 
-@pytest.fixture
-def fragments(request, site):
-    """What is known of the fragments of a datagram of `size` octets, the test's parameter."""
-    size = request.getfixturevalue("size")
-    if site.cable.kind == "dgram" and site.mtu == 1500 and size > UNIX_QUEUE * site.mtu:
-        # Not strict: QEMU may take some out of the queue while we fill it.
-        reason = "what the unix socket's queue (net.unix.max_dgram_qlen) does not take at once is dropped: link_full"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
-
-
-@pytest.mark.usefixtures("fragments")
 @pytest.mark.parametrize("size", [512, 1428, 8192, 65464])
 def test_udp(site, lab, size):
     """TFTP of a few blocks each way, in fragments where the MTU is small."""
@@ -165,7 +153,6 @@ def test_udp(site, lab, size):
         assert server.files["back"] == data
 
 
-@pytest.mark.usefixtures("fragments")
 @pytest.mark.parametrize("size", [0, 56, 1472, 1473, 8972, 65000])
 def test_ping_of_our_own(site, size):
     output = site.machine.check(f"ping -c2 -A -W5 -s {size} {GATEWAY}; ping -c1 -W5 -s {size} {ALIAS}")

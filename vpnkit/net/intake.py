@@ -10,6 +10,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
+from vpnkit.net.policy import Protocol, Refuse, target
 from vpnkit.net.source_filter import arp_objection
 from vpnkit.proto import arp as arp_rules
 from vpnkit.proto.reassembly import Reassembler
@@ -139,7 +140,7 @@ class Intake:
         reply = arp_rules.answer(request, self._guest.ours, self._guest.plan.server_mac)
         if reply is not None:
             header = ethernet.HEADER.pack(source_mac, self._guest.plan.server_mac, ethernet.ETHERTYPE_ARP)
-            self._link.send((header + reply.encode(),))
+            self._guest.out.frame((header + reply.encode(),))
 
     def _ipv4(self, frame: memoryview, source_mac: bytes, destination_mac: bytes, now: float) -> None:
         guest = self._guest
@@ -176,6 +177,8 @@ class Intake:
             guest.udp.datagram(packet, source_mac, now)
         elif protocol == ipv4.ICMP:
             guest.icmp.message(packet, source_mac, now)
+        elif target(Protocol.ICMP, packet.destination, 0, guest.plan) is Refuse.SILENT:
+            guest.count("bad_destination")
         else:
             guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PROTOCOL_UNREACHABLE)
 

@@ -48,7 +48,7 @@ class RateLimit:
 
 
 class Output:
-    """One guest's frames that belong to no flow.  What a full link does not take is lost, as on a wire."""
+    """One guest's frames that belong to no flow.  What a full link does not take waits in the queue of his port."""
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
@@ -63,7 +63,7 @@ class Output:
 
     def frame(self, parts: Sequence[Buffer]) -> None:
         """A whole frame, the concatenation of `parts`."""
-        if not self._guest.link.send(parts):
+        if not self._guest.station.port.deliver(parts):
             self._guest.count("link_full")
 
     def ip(self, source: bytes, destination: bytes, protocol: int, payload: bytes, mac: bytes) -> None:

@@ -183,8 +183,9 @@ class UdpTable:
         size: int = 0,
     ) -> bool:
         """A datagram of `parts` to the guest, in fragments when the link's MTU asks for it; with `size` a super-frame
-        of datagrams of that size.  False when the link is full: it is lost then."""
+        of datagrams of that size.  False when the link is full, and what waits for it is much: it is lost then."""
         guest = self.guest
+        deliver = guest.station.port.deliver
         length = udp.HEADER.size + sum(map(len, parts))
         pseudo = ipv4.pseudo_sum(source, destination, ipv4.UDP, length)
         ethernet = mac + guest.plan.server_mac + b"\x08\x00"
@@ -193,7 +194,7 @@ class UdpTable:
             transport = udp.HEADER.pack(source_port, destination_port, length, pseudo % 65535 or 65535)
             header = ipv4.encode_header(source, destination, ipv4.UDP, length)
             frame = ethernet + header + transport
-            sent = guest.link.send((frame, *parts), 34, udp.CHECKSUM_OFFSET, GSO_UDP if size else 0, size, len(frame))
+            sent = deliver((frame, *parts), 34, udp.CHECKSUM_OFFSET, GSO_UDP if size else 0, size, len(frame))
         else:
             transport = udp.HEADER.pack(source_port, destination_port, length, 0)
             data = b"".join(parts)
@@ -201,7 +202,7 @@ class UdpTable:
             transport = udp.HEADER.pack(source_port, destination_port, length, 65535 - total % 65535)
             if whole:
                 header = ipv4.encode_header(source, destination, ipv4.UDP, length)
-                sent = guest.link.send((ethernet + header + transport, data))
+                sent = deliver((ethernet + header + transport, data))
             else:
                 sent = self._send_fragments(ethernet, source, destination, transport + data)
         if not sent:
@@ -215,7 +216,7 @@ class UdpTable:
         )
         sent = True
         for parts in ipv4.fragments(header, datagram, guest.link.capabilities.mtu):
-            sent = guest.link.send((ethernet, *parts)) and sent
+            sent = guest.station.port.deliver((ethernet, *parts)) and sent
         return sent
 
     def close(self) -> None:
