@@ -92,6 +92,12 @@ async def test_rfc1122_3_2_1_3_a_bad_destination_is_dropped(wire, destination, p
     assert sum(wire.counters[name] for name in counted) == 1
 
 
+@pytest.mark.parametrize("destination", [*NOWHERE, "0.1.2.3", "127.9.9.9", "192.168.65.77"])
+async def test_rfc1122_3_2_1_3_a_bad_destination_of_an_unknown_protocol_is_dropped(wire, destination):
+    assert not wire.send(IP(src=GUEST, dst=destination, proto=132) / b"?")
+    assert wire.counters["bad_destination"] + wire.counters["broadcast_ignored"] == 1
+
+
 @pytest.mark.parametrize("words", range(5))
 async def test_rfc791_3_1_a_header_below_20_octets_is_dropped(wire, words):
     assert not wire.send(with_header(ping(GATEWAY), o0=0x40 | words))
