@@ -92,7 +92,7 @@ def spoilt(draw):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(data=OCTETS | spoilt())
 def test_any_octets(name, data):
     decode, documented = DECODERS[name]
@@ -229,7 +229,7 @@ ABLE = LinkCapabilities(mtu=65520, checksum=True, tso4=True, tso6=True, uso=True
     seq=NUMBER,
     flags=st.sampled_from([16, 24, 25, 0x98]),
 )
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_super_frames_are_cut_as_scapy_reads_them(size, gso_size, mtu, seq, flags):
     payload = bytes(i % 251 for i in range(size))
     whole = bytearray(frames.tcp(payload, seq=seq, flags=flags))

@@ -79,7 +79,7 @@ def many(count: int) -> object:
 # TCP
 
 
-@many(3000)
+@many(2000)
 async def test_syn_flood_to_black_holes(victim, faithful, count):
     """B10: held SYNs; the oldest makes place, 64 for one destination; and a connection elsewhere opens meanwhile."""
     with memory_limit(8 << 20):
@@ -139,7 +139,7 @@ async def test_time_wait_is_bounded(victim, faithful, monkeypatch):
     assert 40 <= len(victim.guest.tcp._time_wait) <= 50
 
 
-@many(2500)
+@many(1500)
 async def test_connections_made_and_reset(victim, faithful, count):
     """Nothing of a connection stays: no flow, no deadline, no descriptor, no memory."""
     before = descriptors()
@@ -196,7 +196,7 @@ async def test_data_with_holes_is_bounded(victim, faithful):
 # UDP
 
 
-@many(2500)
+@many(1500)
 async def test_udp_flood_from_every_port(victim, faithful, count):
     """The longest idle mapping makes place (vpnkit #406: 4864 descriptors of UDP flows)."""
     before = descriptors()
@@ -241,7 +241,7 @@ def errors(out: list[bytes]) -> list[bytes]:
 # ICMP
 
 
-@many(2500)
+@many(1500)
 async def test_ping_flood_with_every_identifier(victim, faithful, count):
     before = descriptors()
     with memory_limit(4 << 20):

@@ -213,8 +213,8 @@ class DnsClients(RuleBasedStateMachine):
 
 
 class TestDhcpClients(DhcpClients.TestCase):
-    settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
 
 
 class TestDnsClients(DnsClients.TestCase):
-    settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=30, stateful_step_count=50, deadline=None)

@@ -183,7 +183,7 @@ class HostilePeer(RuleBasedStateMachine):
 
 
 class TestHostilePeer(HostilePeer.TestCase):
-    settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+    settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
 
 
 @pytest.mark.slow

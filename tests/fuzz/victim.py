@@ -182,9 +182,7 @@ class Victim:
         self.still.deadlines()
         return self.feed()
 
-    def connect(
-        self, *, port: int | None = None, dport: int = 8080, iss: int = 5000, options: bytes = b""
-    ) -> Peer:
+    def connect(self, *, port: int | None = None, dport: int = 8080, iss: int = 5000, options: bytes = b"") -> Peer:
         """An open connection of the guest, to a port whose host answers at once."""
         if port is None:
             self._port += 1

@@ -53,11 +53,15 @@ class Villager:
                 self.link.send((frame,))
 
     def hears(self) -> list[bytes]:
-        self.village.settle()
-        heard = []
-        while (frame := self.link.receive()) is not None:
-            heard.append(bytes(frame))
-        self.link.release()
+        """Everything that there is for him, what waited for his link included."""
+        heard: list[bytes] = []
+        more = True
+        while more:
+            self.village.settle()
+            more = self.guest.station.port.pending
+            while (frame := self.link.receive()) is not None:
+                heard.append(bytes(frame))
+            self.link.release()
         return heard
 
     # What honest ones say
