@@ -202,7 +202,7 @@ def test_ping_of_the_remote_host(run, user):
 def test_ping_with_an_unprivileged_socket(run, lab, user):
     lab.host.set("ping_group_range", "0 2147483647")
     try:
-        done = run("ping", "-c1", "-W1", "-s", "3000", REMOTE)
+        done = run("ping", "-c1", "-W1", "-s", "3000", "-M", "dont", REMOTE)
     finally:
         lab.host.set("ping_group_range", "1 0")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout

@@ -56,6 +56,8 @@ def take(host: socket.socket) -> list[HostError]:
             data, ancillary, _, destination = host.recvmsg(icmp.QUOTE_LIMIT, 512, MSG_ERRQUEUE)
         except OSError:
             return found
+        if not ancillary:
+            return found  # no socket of the Internet: it has no such queue, and what this is does not end
         for level, kind, value in ancillary:
             if level == socket.IPPROTO_IP and kind == IP_RECVERR and len(value) >= EXTENDED_ERROR.size:
                 number, origin, icmp_type, code, info, _ = EXTENDED_ERROR.unpack_from(value)

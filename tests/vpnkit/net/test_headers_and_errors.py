@@ -268,6 +268,14 @@ class TestErrorsOfTheNetwork:
             await w.scripted.silence()
             assert w.guest.counters["udp_icmp_ignored"] == 1
 
+    def test_a_socket_without_such_a_queue(self):
+        one, other = socket.socketpair()
+        one.setblocking(False)
+        with one:
+            assert error_queue.take(one) == []
+            other.close()
+            assert error_queue.take(one) == []
+
     @pytest.mark.parametrize("value", [b"", bytes(15), bytes(16), bytes(20)])
     async def test_short_values_of_the_kernel(self, value):
         made = FakeSocket()
