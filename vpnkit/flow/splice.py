@@ -186,7 +186,7 @@ class SpliceFlow(TcpFlow):
         for data in inbox:
             octets += len(data)
             self._backlog.append(bytes(data))
-        self.connection.receiver.buffered += octets
+        self.connection.receiver.keep(octets)
 
     def _send_backlog(self) -> None:
         host = self._socket

@@ -52,7 +52,7 @@ class StreamFlow(TcpFlow):
             self.active_at = now
             for data in receiver.inbox:
                 copy = bytes(data)
-                receiver.buffered += len(copy)
+                receiver.keep(len(copy))
                 self.bytes_to_host += len(copy)
                 self.incoming.append(copy)
             receiver.inbox.clear()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.plan import Plan
     from vpnkit.proto.deadlines import Timed
+    from vpnkit.proto.tcp.budget import Budget
     from vpnkit.services.dhcp import DhcpService
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Guest:
         identity: Hashable = None,
         verify_checksums: bool = False,
         udp_filtering: str = "address",
+        budget: Budget | None = None,
         admit: Callable[[], bool] = lambda: True,
         warn: Callable[[str], None] = log.warning,
         host: HostSockets = host_sockets,
@@ -108,7 +110,7 @@ class Guest:
             self.ours.add(plan.host_ip.packed)
         self.deadlines = Deadlines(self._after_deadlines, self._deadline_failed)
         self.out = Output(self)
-        self.tcp = TcpTable(self, rng.randbytes(32))
+        self.tcp = TcpTable(self, rng.randbytes(32), budget=budget)
         self.udp = UdpTable(self, filtering=udp_filtering)
         self.icmp = IcmpTable(self)
         self.station = (lan or Lan(plan, dhcp.server)).attach(

@@ -28,6 +28,7 @@ from vpnkit.net.reporting import traffic
 from vpnkit.proto.dhcp import DhcpServer
 from vpnkit.proto.dhcp_options import DhcpConfig
 from vpnkit.proto.dns import LocalNames
+from vpnkit.proto.tcp.budget import Budget
 from vpnkit.services.dhcp import DhcpService
 from vpnkit.services.dns import DnsService
 from vpnkit.services.resolvconf import ResolvConf
@@ -83,6 +84,7 @@ class Network:
         self.names = _names(plan, options)
         self.dhcp = DhcpServer(_dhcp_config(plan))
         self._dhcp_service = DhcpService(self.dhcp)
+        self._budget = Budget()
         self.lan = Lan(plan, self.dhcp, isolate=options.isolate)
         self._identities = Identities(self.dhcp, lambda mac: any(guest.station.mac == mac for guest in self.guests))
         self.forwards = ForwardTable(self._deliver)
@@ -132,6 +134,7 @@ class Network:
                 identity=identity,
                 verify_checksums=self.options.verify_checksums,
                 udp_filtering=self.options.udp_filtering,
+                budget=self._budget,
                 admit=self._admit,
                 warn=self._warn,
                 host=self.options.host,

@@ -19,7 +19,9 @@ from vpnkit.flow.marks import USUAL_TTLS, mark_connected, mark_connection
 from vpnkit.flow.splice import SpliceFlow
 from vpnkit.flow.stream import GuestStream, StreamFlow
 from vpnkit.net.policy import Host, Protocol, Refuse, Service, target
+from vpnkit.proto.tcp.budget import Budget
 from vpnkit.proto.tcp.connection import Offer, TcpConnection
+from vpnkit.proto.tcp.keepalive import Keepalive
 from vpnkit.proto.tcp.seq import MASK, after
 from vpnkit.proto.tcp.state import State
 from vpnkit.wire import icmp, tcp
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KEEPALIVE: Final = Keepalive()
 MAX_FLOWS: Final = 16384  # of one guest; a SYN beyond is refused
 MAX_HELD: Final = 512  # SYNs whose host has not answered; the oldest makes place
 MAX_HELD_PER_DESTINATION: Final = 64
@@ -53,9 +56,14 @@ _ICMP_CODE: Final = {
 class TcpTable:
     """Every TCP flow of one guest."""
 
-    def __init__(self, guest: Guest, secret: bytes) -> None:
+    def __init__(
+        self, guest: Guest, secret: bytes, *, keepalive: Keepalive | None = KEEPALIVE, budget: Budget | None = None
+    ) -> None:
+        """`secret` is what initial sequence numbers hang on; `budget` is shared with other guests."""
         self._guest = guest
         self._secret = secret
+        self._keepalive = keepalive
+        self._budget = budget or Budget()
         self.flows: dict[bytes, TcpFlow] = {}
         # flow key of a held SYN -> the datagram, for an ICMP error to quote, and the socket that asks
         self._held: dict[bytes, tuple[bytes, socket.socket]] = {}
@@ -187,7 +195,13 @@ class TcpTable:
             return
         options = tcp.decode_syn_options(segment.options)
         connection = TcpConnection.passive(
-            self._initial_sequence(key, now), self._offer(), segment.sequence, options, segment.window
+            self._initial_sequence(key, now),
+            self._offer(),
+            segment.sequence,
+            options,
+            segment.window,
+            keepalive=self._keepalive,
+            budget=self._budget,
         )
         template = self._template(key, source_mac)
         if isinstance(aim, Host):
@@ -314,7 +328,9 @@ class TcpTable:
             raise OSError(errno.EADDRNOTAVAIL, "every port towards the guest is in use")
         if len(self.flows) >= MAX_FLOWS:
             raise OSError(errno.ENOBUFS, "the guest has too many flows")
-        connection = TcpConnection.active(self._initial_sequence(key, now), self._offer(), now)
+        connection = TcpConnection.active(
+            self._initial_sequence(key, now), self._offer(), now, keepalive=self._keepalive, budget=self._budget
+        )
         template = self._template(key, guest_mac)
         flow = SpliceFlow(guest, guest.next_number(), key, connection, template, made, guest.poller, inbound=True)
         peer = made.getpeername()
@@ -333,6 +349,7 @@ class TcpTable:
         self._release_held(flow.key)
         flow.release()
         connection = flow.connection
+        connection.release()
         if connection.state is State.TIME_WAIT:
             self._expire_time_wait(now)
             if len(self._time_wait) >= MAX_TIME_WAIT:
@@ -372,6 +389,7 @@ class TcpTable:
         for flow in list(self.flows.values()):
             flow.connection.abort("the guest is gone", reset=False)
             flow.release()
+            flow.connection.release()
         self.flows.clear()
         self._held.clear()
         self._held_to.clear()

@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vpnkit.proto.deadlines import NEVER
+from vpnkit.proto.tcp.budget import Budget
+from vpnkit.proto.tcp.keepalive import IdleWatch, Keepalive
 from vpnkit.proto.tcp.receiver import WINDOW_SCALE, Receiver
 from vpnkit.proto.tcp.rtt import INITIAL, MAXIMUM
 from vpnkit.proto.tcp.sender import Sender
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from vpnkit.wire.checksum import Buffer
     from vpnkit.wire.tcp import Block
 
-SYN_RETRANSMISSIONS: Final = 6  # 1 + 2 + 4 ... s: the guest gets about two minutes to answer
+SYN_RETRANSMISSIONS: Final = 7  # 1 + 2 + 4 ... + 60 + 60 s: the guest gets three minutes to answer (MUST-23)
+SYN_ACK_RETRANSMISSIONS: Final = 6  # two minutes
 FIN_WAIT_2_SECONDS: Final = 60.0  # how long a fully closed relay waits for the guest's FIN
 CHALLENGE_ACKS: Final = 10  # per CHALLENGE_SECONDS and connection, RFC 5961 section 7
 CHALLENGE_SECONDS: Final = 5.0
@@ -47,15 +50,18 @@ class OutSegment(NamedTuple):
 
 class TcpConnection:
     __slots__ = (
+        "_budget",
         "_challenge_start",
         "_challenges",
         "_close_deadline",
         "_deadline",
         "_heard",
+        "_idle",
         "_iss",
         "_offer",
         "_reset_due",
         "_reset_sequence",
+        "_slow_deadline",
         "_syn_due",
         "_syn_retries",
         "_syn_rto",
@@ -70,10 +76,15 @@ class TcpConnection:
     receiver: Receiver
     sender: Sender
 
-    def __init__(self, iss: int, offer: Offer) -> None:
-        """`iss` is our initial sequence, chosen by the caller as RFC 9293 section 3.4.1 says."""
+    def __init__(
+        self, iss: int, offer: Offer, *, keepalive: Keepalive | None = None, budget: Budget | None = None
+    ) -> None:
+        """`iss` is our initial sequence, chosen by the caller as RFC 9293 section 3.4.1 says; without `keepalive` an
+        idle guest is never asked; `budget` is shared with other connections."""
         self._iss = iss
         self._offer = offer
+        self._idle = IdleWatch(keepalive)
+        self._budget = budget or Budget()
         self.state = State.CLOSED
         self.aborted = ""  # why, when the connection did not end by FINs
         self._wants_scale = True
@@ -86,33 +97,53 @@ class TcpConnection:
         self._reset_sequence = 0
         self._deadline = NEVER  # of the handshake
         self._close_deadline = NEVER  # of FIN-WAIT-2
+        self._slow_deadline = NEVER  # that or the one of keep-alive
         self._challenges = 0
         self._challenge_start = 0.0
 
     # Birth
 
     @classmethod
-    def passive(cls, iss: int, offer: Offer, sequence: int, options: SynOptions, window: int) -> TcpConnection:
-        """The guest's SYN, held: nothing is answered until `accept` or `refuse`."""
-        connection = cls(iss, offer)
+    def passive(
+        cls,
+        iss: int,
+        offer: Offer,
+        sequence: int,
+        options: SynOptions,
+        window: int,
+        *,
+        keepalive: Keepalive | None = None,
+        budget: Budget | None = None,
+    ) -> TcpConnection:
+        """The guest's SYN, held: nothing is answered until `accept` or `abort`."""
+        connection = cls(iss, offer, keepalive=keepalive, budget=budget)
         connection.state = State.SYN_HELD
         connection._heard_syn(sequence, options, window)
         return connection
 
     @classmethod
-    def active(cls, iss: int, offer: Offer, now: float) -> TcpConnection:
+    def active(
+        cls,
+        iss: int,
+        offer: Offer,
+        now: float,
+        *,
+        keepalive: Keepalive | None = None,
+        budget: Budget | None = None,
+    ) -> TcpConnection:
         """We call the guest."""
-        connection = cls(iss, offer)
+        connection = cls(iss, offer, keepalive=keepalive, budget=budget)
         connection.state = State.SYN_SENT
         connection._syn_due = True
         connection._deadline = now + connection._syn_rto
+        connection._watch(now)
         return connection
 
     def _heard_syn(self, sequence: int, options: SynOptions, window: int) -> None:
         scaled = options.window_scale is not None
         self._wants_scale = scaled
         self._wants_sack = sack = options.sack_permitted
-        self.receiver = Receiver(sequence, WINDOW_SCALE if scaled else 0, sack=sack)
+        self.receiver = Receiver(sequence, WINDOW_SCALE if scaled else 0, sack=sack, budget=self._budget)
         mss = max(min(options.mss, self._offer.mss), MIN_MSS)
         self.sender = Sender(
             self._iss,
@@ -121,6 +152,7 @@ class TcpConnection:
             options.window_scale or 0,
             window,
             sack=sack,
+            budget=self._budget,
         )
         self.sender.wl1 = sequence
         self._heard = True
@@ -130,6 +162,12 @@ class TcpConnection:
         self.state = moved(self.state, Event.ACCEPT)
         self._syn_due = True
         self._deadline = now + self._syn_rto
+        self._watch(now)
+
+    def _watch(self, now: float) -> None:
+        """From now on an idle guest is asked whether he is there."""
+        self._idle.begin(now)
+        self._slow_deadline = self._idle.deadline
 
     # The relay's side
 
@@ -164,7 +202,7 @@ class TcpConnection:
     def consumed(self, octets: int) -> None:
         """`octets` of what was taken from the inbox and counted as buffered have left us."""
         receiver = self.receiver
-        receiver.buffered -= octets
+        receiver.leave(octets)
         if not receiver.ack_due and not receiver.finished and receiver.window_update_due(self.sender.mss):
             receiver.ack_due = True
 
@@ -182,6 +220,14 @@ class TcpConnection:
         """The relay has closed both ways: do not wait for the guest's FIN for ever."""
         if self._close_deadline == NEVER:
             self._close_deadline = now + FIN_WAIT_2_SECONDS
+            self._slow_deadline = min(self._close_deadline, self._idle.deadline)
+
+    def release(self) -> None:
+        """The flow is over: what it kept counts no more.  Idempotent."""
+        if self._heard:
+            self.sender.release()
+            self.receiver.release()
+            self._heard = False
 
     # Input
 
@@ -239,6 +285,9 @@ class TcpConnection:
         if not receiver.is_acceptable(sequence, length):
             # A SYN-ACK of ours was lost, a keep-alive, an old duplicate, or data beyond a closed window.
             if flags & RST:
+                return
+            if flags & SYN and self.state.synchronized:  # RFC 5961 section 4.2
+                self._challenge(now)
                 return
             if flags & SYN and self.state is State.SYN_RECEIVED and (sequence + 1) & MASK == receiver.nxt:
                 if not flags & ACK:
@@ -311,6 +360,10 @@ class TcpConnection:
         sender = self.sender
         sender.wl1 = sequence
         sender.wl2 = acknowledgement
+        if self._syn_retries:
+            sender.rtt.lost_syn()
+            if self._syn_retries > 1:
+                sender.congestion.window = sender.mss  # RFC 5681 section 3.1; one may have been a mistake (RFC 6928)
 
     def _acknowledge(
         self,
@@ -324,6 +377,9 @@ class TcpConnection:
         sender = self.sender
         if not sender.acknowledge(sequence, acknowledgement, window, has_data, now, blocks):
             return False
+        self._idle.heard_at = now
+        if self._idle.probes:
+            self._idle.answered(self.receiver)
         if sender.fin_sent and sender.is_done and self.state in (State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK):
             self.state = moved(self.state, Event.ACK_OF_FIN)
         return True
@@ -354,6 +410,8 @@ class TcpConnection:
             receiver = self.receiver
             if receiver.ack_due or receiver.early_acks:
                 options = receiver.report() if receiver.early or receiver.twice is not None else b""
+                if self._idle.probe_due:
+                    return OutSegment((sender.top - 1) & MASK, ACK, b"", b"")
                 return OutSegment(sender.ack_sequence(), ACK, b"", options)
             return None
         if self._syn_due:
@@ -388,6 +446,7 @@ class TcpConnection:
         with_data = bool(flags & FIN or len(segment.payload))
         self.receiver.told(with_data, now)
         if not with_data:
+            self._idle.probe_due = False
             if self.receiver.early_acks:
                 self.receiver.early_acks -= 1
         else:
@@ -400,26 +459,35 @@ class TcpConnection:
             deadline = self.sender.deadline
             if self.receiver.ack_deadline < deadline:
                 deadline = self.receiver.ack_deadline
-            return deadline if deadline < self._close_deadline else self._close_deadline
+            return deadline if deadline < self._slow_deadline else self._slow_deadline
         return self._deadline if self.state is not State.CLOSED else NEVER
 
     def on_deadline(self, now: float) -> None:
         if self.state.synchronized:
             self.receiver.on_deadline(now)
-            if now >= self._close_deadline:
-                if self.state is State.FIN_WAIT_2:
-                    self.abort("the guest did not finish")
+            if now >= self._slow_deadline:
+                self._on_slow_deadline(now)
+                if self.state is State.CLOSED:
                     return
-                self._close_deadline = now + FIN_WAIT_2_SECONDS  # our own octets still travel
             if now >= self.sender.deadline and not self.sender.on_deadline(now):
                 self.abort("the guest stopped answering")
             return
         if now >= self._deadline:
             self._syn_retries += 1
-            if self._syn_retries > SYN_RETRANSMISSIONS:
+            if self._syn_retries > (SYN_RETRANSMISSIONS if self.state is State.SYN_SENT else SYN_ACK_RETRANSMISSIONS):
                 self._deadline = NEVER
                 self.abort("the guest did not answer", reset=self.state is State.SYN_RECEIVED)
                 return
             self._syn_rto = min(self._syn_rto * 2, MAXIMUM)
             self._deadline = now + self._syn_rto
             self._syn_due = True
+
+    def _on_slow_deadline(self, now: float) -> None:
+        if now >= self._close_deadline:
+            if self.state is State.FIN_WAIT_2:
+                self.abort("the guest did not finish")
+                return
+            self._close_deadline = now + FIN_WAIT_2_SECONDS  # our own octets still travel
+        if now >= self._idle.deadline and not self._idle.on_deadline(self.sender, self.receiver, now):
+            self.abort("the guest is gone")
+        self._slow_deadline = min(self._close_deadline, self._idle.deadline)

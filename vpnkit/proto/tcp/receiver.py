@@ -11,11 +11,13 @@ from typing import Final
 
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.assembler import Assembler
+from vpnkit.proto.tcp.budget import Budget
 from vpnkit.proto.tcp.seq import MASK, distance
 from vpnkit.wire.tcp import MAX_SACK_BLOCKS, encode_sack
 
 WINDOW_SCALE: Final = 7  # ours: windows of up to 8 MiB in steps of 128 octets
 CAPACITY: Final = 1 << 20  # octets that we are ready to take before anything left
+FIRST_CAPACITY: Final = 1 << 17  # the same, before anything was taken; it doubles while the host keeps up
 DELAYED_ACK: Final = 0.002  # seconds; the link has no delay of its own, and 40 ms would stall a Nagle sender's tail
 MAX_EARLY_ACKS: Final = 3  # at a time: as many as make a sender without SACK repeat what is missing
 ROUNDING: Final = 1 << 16  # octets above it that rounding windows up may cost in all
@@ -23,9 +25,11 @@ ROUNDING: Final = 1 << 16  # octets above it that rounding windows up may cost i
 
 class Receiver:
     __slots__ = (
+        "_tuned_at",
         "ack_deadline",
         "ack_due",
         "assembler",
+        "budget",
         "buffered",
         "capacity",
         "delayed_octets",
@@ -37,18 +41,22 @@ class Receiver:
         "heard_at",
         "inbox",
         "interactive",
+        "most",
         "nxt",
         "sack",
         "scale",
         "twice",
     )
 
-    def __init__(self, irs: int, scale: int, *, sack: bool = False) -> None:
+    def __init__(self, irs: int, scale: int, *, sack: bool = False, budget: Budget | None = None) -> None:
         """`irs` is the guest's initial sequence; `scale` our window scale, 0 when it was not negotiated; `sack`: the
         guest wants to know what we hold."""
         self.nxt = (irs + 1) & MASK  # RCV.NXT
         self.scale = scale
-        self.capacity = CAPACITY if scale else 65535
+        self.budget = budget or Budget()
+        self.most = CAPACITY if scale else 65535  # that `capacity` becomes
+        self.capacity = min(self.most, FIRST_CAPACITY)
+        self._tuned_at = self.nxt  # RCV.NXT when `capacity` was looked at last
         self.edge = self.nxt  # the right edge of the window that we advertised last
         self.buffered = 0
         self.inbox: list[memoryview | bytes] = []
@@ -73,6 +81,9 @@ class Receiver:
         rounded down; what was offered once is still taken.
         """
         offered = distance(self.nxt, self.edge)
+        budget = self.budget
+        if (self.nxt - self._tuned_at) & MASK > self.capacity or budget.used > budget.ample:
+            self._tune()
         free = self.capacity - self.buffered
         scale = self.scale
         field = free >> scale
@@ -87,6 +98,31 @@ class Receiver:
         if field << scale > offered:
             self.edge = (self.nxt + (field << scale)) & MASK
         return field
+
+    def _tune(self) -> None:
+        """As much as the capacity went through: it may be more if the host took it all, less if the budget is short."""
+        if (self.nxt - self._tuned_at) & MASK > self.capacity:
+            self._tuned_at = self.nxt
+            if not self.buffered and self.capacity < self.most:
+                self.capacity = min(2 * self.capacity, self.most)
+        budget = self.budget
+        if budget.used > budget.ample:
+            self.capacity = min(self.capacity, budget.share())
+
+    def keep(self, octets: int) -> None:
+        """`octets` that were taken from the inbox wait for the host."""
+        self.buffered += octets
+        self.budget.used += octets
+
+    def leave(self, octets: int) -> None:
+        """`octets` of them have left."""
+        self.buffered -= octets
+        self.budget.used -= octets
+
+    def release(self) -> None:
+        """Nothing that is kept will leave any more."""
+        self.budget.used -= self.buffered + self.assembler.octets
+        self.budget = Budget()
 
     def window_update_due(self, mss: int) -> bool:
         """Whether the window grew enough to tell the guest without being asked (RFC 9293 section 3.8.6.2.2)."""
@@ -153,6 +189,13 @@ class Receiver:
         `full` is for `hear`: as in the fast path, what is in order and nothing else may be acknowledged later.
         True when that made the guest's FIN the next thing in order; it is behind RCV.NXT now.
         """
+        early = self.assembler.octets
+        try:
+            return self._accept(sequence, payload, fin, full, now)
+        finally:
+            self.budget.used += self.assembler.octets - early
+
+    def _accept(self, sequence: int, payload: memoryview, fin: bool, full: int, now: float) -> bool:
         start = distance(self.nxt, sequence)
         length = len(payload)
         if fin and self.fin_sequence is None:

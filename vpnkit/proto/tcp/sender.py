@@ -15,6 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.proto.deadlines import NEVER
+from vpnkit.proto.tcp.budget import Budget
 from vpnkit.proto.tcp.congestion import NewReno
 from vpnkit.proto.tcp.recovery import Recovery
 from vpnkit.proto.tcp.rtt import RttEstimator
@@ -37,6 +38,7 @@ class Sender:
         "_cursor",
         "_timed_at",
         "_timed_sequence",
+        "budget",
         "congestion",
         "deadline",
         "end",
@@ -60,7 +62,17 @@ class Sender:
         "wl2",
     )
 
-    def __init__(self, iss: int, mss: int, limit: int, scale: int, window: int, *, sack: bool = False) -> None:
+    def __init__(
+        self,
+        iss: int,
+        mss: int,
+        limit: int,
+        scale: int,
+        window: int,
+        *,
+        sack: bool = False,
+        budget: Budget | None = None,
+    ) -> None:
         """`mss` is the effective send MSS, `limit` the most octets of one segment, more than `mss` when the link
         segments.  `window` is the guest's first window, not scaled, `scale` the guest's shift; `sack`: he reports
         what he holds."""
@@ -75,6 +87,7 @@ class Sender:
         self.window_max = window
         self.wl1 = 0
         self.wl2 = 0
+        self.budget = budget or Budget()
         self.congestion = NewReno(mss)
         self.rtt = RttEstimator(probes=sack)
         self.recovery = Recovery(self, sack=sack)
@@ -123,9 +136,14 @@ class Sender:
             allowed = self.window
         if allowed > MAX_BUFFERED:
             allowed = MAX_BUFFERED
+        budget = self.budget
+        if budget.used > budget.ample:
+            allowed = min(allowed, budget.share())
         if queued:
             if self.repairing:
-                left = min(self.recovery.allowed() - self.unsent, min(self.window, MAX_BUFFERED) - queued)
+                left = min(
+                    self.recovery.allowed() - self.unsent, min(self.window, MAX_BUFFERED, self.budget.share()) - queued
+                )
                 return left if left >= self.mss else 0
             left = allowed - queued
             return left if 2 * left >= allowed and left >= self.mss else 0
@@ -134,6 +152,7 @@ class Sender:
     def write(self, data: Buffer) -> None:
         """Append to the queue.  The sender keeps `data`; the caller must not change it."""
         self._chunks.append((self.end, data))
+        self.budget.used += len(data)
         self.end = (self.end + len(data)) & MASK
 
     @property
@@ -146,6 +165,7 @@ class Sender:
         start = self.nxt
         length = len(data)
         self._chunks.append((start, data))
+        self.budget.used += length
         self.end = (start + length) & MASK
         self.nxt = self.top = end = (start + octets) & MASK
         if octets == length:
@@ -160,6 +180,17 @@ class Sender:
 
     def finish(self) -> None:
         self.finishing = True
+        self.budget.used += 1  # as the FIN's ACK will say
+
+    def release(self) -> None:
+        """Nothing of the queue will be acknowledged any more."""
+        self.budget.used -= (self.end + self.finishing - self.una) & MASK
+        self.budget = Budget()
+
+    @property
+    def last_sent(self) -> float:
+        """When something new left last, within a round trip."""
+        return self._timed_at
 
     @property
     def is_done(self) -> bool:
@@ -331,6 +362,7 @@ class Sender:
     def _advance(self, acknowledgement: int, acked: int, now: float) -> None:
         flight = (self.nxt - self.una) & MASK
         self.una = acknowledgement
+        self.budget.used -= acked
         if ((self.nxt - acknowledgement) & HALF) != 0:
             self.nxt = acknowledgement  # a timeout set it back, and the guest had more than we thought
         timed = self._timed_sequence

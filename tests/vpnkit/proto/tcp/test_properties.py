@@ -118,9 +118,10 @@ def seen(sender: Sender) -> dict[str, object]:
     values = {
         name: getattr(sender, name)
         for name in Sender.__slots__
-        if name not in ("congestion", "recovery", "rtt", "_chunks")
+        if name not in ("budget", "congestion", "recovery", "rtt", "_chunks")
     }
     values["_chunks"] = [(start, bytes(data)) for start, data in sender._chunks]
+    values["budget"] = sender.budget.used
     values["congestion"] = (sender.congestion.window, sender.congestion.ssthresh)
     values["rtt"] = (sender.rtt.srtt, sender.rtt.rttvar, sender.rtt.rto)
     return values
@@ -166,6 +167,7 @@ def test_streaming_is_writing_and_sending(iss, steps):
                 drain(sender, now)
         for sender in (fast, general):
             sender.needs_timer(now)
+            assert sender.budget.used == sender.queued
         assert seen(fast) == seen(general)
 
 

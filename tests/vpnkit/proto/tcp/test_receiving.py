@@ -10,7 +10,7 @@ from tests.vpnkit.proto.tcp.pair import Script, established
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp import receiver as receiver_module
 from vpnkit.proto.tcp.connection import CHALLENGE_ACKS, CHALLENGE_SECONDS
-from vpnkit.proto.tcp.receiver import CAPACITY, ROUNDING
+from vpnkit.proto.tcp.receiver import CAPACITY, FIRST_CAPACITY, ROUNDING
 from vpnkit.proto.tcp.seq import distance
 from vpnkit.proto.tcp.state import State
 from vpnkit.wire.tcp import ACK, FIN, PSH, RST, SYN, URG
@@ -111,7 +111,15 @@ class TestWindow:
     def test_it_opens_after_the_handshake(self, script):
         script.gets("x")
         (ack,) = script.says(".")
-        assert ack.window << 7 == pytest.approx(CAPACITY, abs=256)
+        assert ack.window << 7 == pytest.approx(FIRST_CAPACITY, abs=256)
+
+    def test_it_grows_while_the_host_takes_everything(self, script):
+        for _ in range(40):
+            room = distance(script.connection.receiver.nxt, script.connection.receiver.edge)
+            script.gets(b"x" * min(room, 60000))
+            script.inbox()
+            script.pull()
+        assert script.connection.receiver.capacity == CAPACITY
 
     def fill(self, script):
         """The host takes nothing until the window is closed."""
@@ -126,13 +134,16 @@ class TestWindow:
 
     def test_it_closes_at_the_capacity(self, script):
         self.fill(script)
-        assert CAPACITY <= script.connection.receiver.buffered < CAPACITY + ROUNDING
+        capacity = script.connection.receiver.capacity
+        assert capacity == FIRST_CAPACITY
+        assert capacity <= script.connection.receiver.buffered < capacity + ROUNDING
 
     def test_it_closes_for_a_guest_that_sends_octet_by_octet(self, script, monkeypatch):
         monkeypatch.setattr(receiver_module, "ROUNDING", 2000)
         self.fill(script)
         receiver = script.connection.receiver
-        receiver.buffered = CAPACITY - 5_000
+        capacity = receiver.capacity
+        receiver.buffered = capacity - 5_000
         script.connection.consumed(0)
         script.says(".")
         edges = [receiver.edge]
@@ -144,7 +155,7 @@ class TestWindow:
             script.pull()
             edges.append(receiver.edge)
         assert receiver.nxt == receiver.edge
-        assert CAPACITY + 1000 < receiver.buffered < CAPACITY + 2128
+        assert capacity + 1000 < receiver.buffered < capacity + 2128
         assert all(distance(one, other) >= 0 for one, other in pairwise(edges))
 
     def test_beyond_a_closed_window_data_is_refused_but_the_ack_counts(self, script):
@@ -174,7 +185,7 @@ class TestWindow:
 
     def test_it_reopens_without_being_asked_but_not_by_crumbs(self, script):
         self.fill(script)
-        script.connection.consumed(script.connection.receiver.buffered - CAPACITY)
+        script.connection.consumed(script.connection.receiver.buffered - script.connection.receiver.capacity)
         for _ in range(2919):
             script.connection.consumed(1)
         script.says()
