@@ -73,7 +73,9 @@ def descriptors() -> int:
 
 def many(count: int) -> object:
     """The everyday number, and under `slow` the real one."""
-    return pytest.mark.parametrize("count", [count, pytest.param(65536, marks=pytest.mark.slow)])
+    return pytest.mark.parametrize(
+        "count", [count, pytest.param(65536, marks=(pytest.mark.slow, pytest.mark.timeout(900)))]
+    )
 
 
 # TCP
@@ -257,7 +259,7 @@ async def test_ping_flood_with_every_identifier(victim, faithful, count):
 # Fragments
 
 
-@pytest.mark.parametrize("count", [5000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [5000, pytest.param(100_000, marks=(pytest.mark.slow, pytest.mark.timeout(900)))])
 async def test_fragments_that_never_become_whole(victim, faithful, count):
     """B13: at most 4 MiB, and little time; after the timer nothing is left."""
     with memory_limit(7 << 20), cpu_limit(3.0 + count / 10_000):

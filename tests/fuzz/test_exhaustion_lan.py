@@ -87,7 +87,7 @@ async def test_nd_flood_claims_few_addresses(village, anna, mallory):
     assert len(village.lan._owners) <= 64 + 2
 
 
-@pytest.mark.parametrize("count", [1500, pytest.param(65536, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1500, pytest.param(65536, marks=(pytest.mark.slow, pytest.mark.timeout(900)))])
 async def test_dhcp_starvation_by_discover(village, anna, mallory, count):
     """dhcpig: a new client with each message."""
     with memory_limit(4 << 20):
@@ -101,7 +101,7 @@ async def test_dhcp_starvation_by_discover(village, anna, mallory, count):
     newcomer_is_served(village)
 
 
-@pytest.mark.parametrize("count", [600, pytest.param(65536, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [600, pytest.param(65536, marks=(pytest.mark.slow, pytest.mark.timeout(900)))])
 async def test_dhcp_starvation_by_decline(village, anna, mallory, count):
     """Each address is taken, and said to be somebody else's."""
     for i in range(count):

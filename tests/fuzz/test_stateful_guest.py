@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 EVERYDAY = settings(max_examples=25, stateful_step_count=40, deadline=None)
-THOROUGH = settings(max_examples=1000, stateful_step_count=80, deadline=None)
+SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
+THOROUGH = settings(max_examples=200, stateful_step_count=60, deadline=None)
 
 SERVERS = st.sampled_from([GATEWAY, HOST, REMOTE, REMOTE, "10.9.9.9", "192.168.65.4", "169.254.169.254", "127.0.0.1"])
 PORTS = st.sampled_from([5000, 5001, 5002, 0, 53, 67, 8080, 8081, 8082, 8083])
@@ -257,15 +258,11 @@ def small_tables(monkeypatch):
     monkeypatch.setattr(icmp, "MAX_SESSIONS", 3)
 
 
-@pytest.mark.parametrize(
-    "how", [EVERYDAY, pytest.param(THOROUGH, marks=pytest.mark.slow)], ids=["everyday", "thorough"]
-)
+@pytest.mark.parametrize("how", [EVERYDAY, pytest.param(THOROUGH, marks=SLOW)], ids=["everyday", "thorough"])
 def test_a_guest_under_attack(how, small_tables):
     run_machine(UnderAttack, how)
 
 
-@pytest.mark.parametrize(
-    "how", [EVERYDAY, pytest.param(THOROUGH, marks=pytest.mark.slow)], ids=["everyday", "thorough"]
-)
+@pytest.mark.parametrize("how", [EVERYDAY, pytest.param(THOROUGH, marks=SLOW)], ids=["everyday", "thorough"])
 def test_honest_and_hostile_guests_on_one_lan(how):
     run_machine(Quarrel, how)

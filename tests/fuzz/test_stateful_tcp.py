@@ -187,5 +187,6 @@ class TestHostilePeer(HostilePeer.TestCase):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 class TestHostilePeerForLonger(HostilePeer.TestCase):
-    settings = settings(max_examples=3000, stateful_step_count=100, deadline=None)
+    settings = settings(max_examples=2000, stateful_step_count=80, deadline=None)
