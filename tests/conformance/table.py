@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent.parent
 DATA: Final = ("requirements_tcp.toml", "requirements_ip_nat.toml")
-PENDING: Final = HERE / "pending.txt"  # marked Y, without a test yet; it only shrinks
 TABLE: Final = ROOT / "docs" / "conformance.md"
 STATUS: Final = {"Y": "met", "D": "deviation", "H": "host's kernel", "R": "relay", "N": "not applicable"}
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass
@@ -59,17 +61,16 @@ def sections() -> list[Section]:
     return found
 
 
-def pending() -> set[str]:
-    return set(PENDING.read_text(encoding="utf-8").splitlines()) if PENDING.exists() else set()
+def _functions(tree: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator[tuple[str, Function]]:
+    """Every test and its name, that of its class in front."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield from _functions(node, f"{prefix}{node.name}::")
+        elif isinstance(node, Function) and node.name.startswith("test_"):
+            yield prefix + node.name, node
 
 
-def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-            yield node
-
-
-def _marked(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+def _marked(function: Function) -> Iterator[str]:
     for decorator in function.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.requirement":
             for argument in decorator.args:
@@ -86,8 +87,8 @@ def attach(found: list[Section]) -> list[str]:
         if "test_rfc" not in source and "mark.requirement" not in source:
             continue
         where = path.relative_to(ROOT / "tests").as_posix()
-        for function in _functions(ast.parse(source)):
-            name = f"{where}::{function.name}"
+        for own_name, function in _functions(ast.parse(source)):
+            name = f"{where}::{own_name}"
             wanted = [by_identity.get(identity) for identity in _marked(function)]
             if re.match(r"test_rfc\d", function.name):
                 rest = function.name.removeprefix("test_")
@@ -108,15 +109,12 @@ def _tests(requirement: Requirement) -> str:
     return "<br>".join(f"`{name}`" for name in requirement.tests)
 
 
-def _row(requirement: Requirement, waiting: set[str]) -> str:
-    status = STATUS[requirement.use]
-    if requirement.use == "Y" and requirement.identity in waiting:
-        status = "pending"
+def _row(requirement: Requirement) -> str:
     shown = "<br>".join(part for part in (_cell(requirement.remark), _tests(requirement)) if part)
-    return f"| {requirement.identity} | {_cell(requirement.text)} | {status} | {shown} |"
+    return f"| {requirement.identity} | {_cell(requirement.text)} | {STATUS[requirement.use]} | {shown} |"
 
 
-def render(found: list[Section], waiting: set[str]) -> str:
+def render(found: list[Section]) -> str:
     """docs/conformance.md."""
     everything = [r for section in found for r in section.requirements]
     counts = {use: sum(r.use == use for r in everything) for use in STATUS}
@@ -148,24 +146,17 @@ def render(found: list[Section], waiting: set[str]) -> str:
     lines += [f"| {r.identity} | {_cell(r.text)} | {_cell(r.remark)} |" for r in everything if r.use == "D"]
     for section in found:
         lines += ["", f"## {section.title}", "", "| requirement | what | status | reason, test |", "|---|---|---|---|"]
-        lines += [_row(requirement, waiting) for requirement in section.requirements]
+        lines += map(_row, section.requirements)
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """Write the table, and strike from the pending list what has a test now."""
+    """Write the table.  1 if a test claims what is not required."""
     found = sections()
     unknown = attach(found)
     for name in unknown:
         print(f"{name}: no such requirement", file=sys.stderr)
-    waiting = pending() & {
-        r.identity for section in found for r in section.requirements if r.use == "Y" and not r.tests
-    }
-    if waiting:
-        PENDING.write_text("".join(f"{identity}\n" for identity in sorted(waiting)), encoding="utf-8")
-    else:
-        PENDING.unlink(missing_ok=True)
-    TABLE.write_text(render(found, waiting), encoding="utf-8")
+    TABLE.write_text(render(found), encoding="utf-8")
     return bool(unknown)
 
 

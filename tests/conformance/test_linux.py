@@ -50,8 +50,12 @@ EXPLANATIONS: dict[str, Callable[[Case], bool]] = {
     "Linux drops a segment without ACK, SYN and RST unseen; RFC 9293 looks at its number first, and answers": (
         lambda case: not set(case.flags) & set("SR.") and case.linux == [] and case.our_flags in (".", "R.")
     ),
-    "Linux's listener drops a SYN with FIN, also from TIME-WAIT; we reset what opens nothing": (
-        lambda case: case.flags == "SF" and case.state in (State.CLOSED, State.TIME_WAIT) and case.our_flags == "R."
+    "Linux's listener drops a SYN with FIN, also from TIME-WAIT; we reset it, or say that we are in TIME-WAIT": (
+        lambda case: (
+            case.flags == "SF"
+            and (case.state, case.our_flags) in ((State.CLOSED, "R."), (State.TIME_WAIT, "."))
+            and case.linux == []
+        )
     ),
     "in SYN-RECEIVED Linux has no connection but a request, and resets it; we challenge, as RFC 5961 section 4 says": (
         lambda case: case.state is State.SYN_RECEIVED and case.our_flags in ("", ".")

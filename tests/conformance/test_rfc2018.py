@@ -103,9 +103,7 @@ async def test_rfc2018_4_then_those_that_were_told_last(script: Script) -> None:
     assert script.everything()[-1].sacks(script.iss) == [(2000, 2010), (3000, 3010), (1000, 1010)]
 
 
-@pytest.mark.requirement("RFC2018 4")
-async def test_a_duplicate_is_reported_first(script: Script) -> None:
-    """RFC 2883 section 4.1."""
+async def test_rfc2883_4_a_duplicate_is_reported_first(script: Script) -> None:
     opened(script)
     script.inject(".", bytes(100))
     script.everything()
@@ -223,6 +221,19 @@ async def test_rfc2018_8_after_a_timeout_blocks_are_forgotten(script: Script) ->
         if script.acked == 4 * MSS + 1:
             break
     assert seen >= {1, MSS + 1, 2 * MSS + 1}
+
+
+async def test_rfc3708_what_came_twice_had_not_been_lost(script: Script) -> None:
+    """The first of ten was late: the congestion window is what it was."""
+    opened(script)
+    send(script, 10)
+    script.inject(ack=1, options=blocks(script, segment(1, 9)))
+    script.expect(".", seq=1)
+    script.inject(ack=10 * MSS + 1)
+    assert script.connection.sender.congestion.window == 5 * MSS
+    script.host_writes(bytes(MSS))
+    script.inject(ack=11 * MSS + 1, options=blocks(script, segment(0)))
+    assert script.connection.sender.congestion.window >= 10 * MSS
 
 
 # The tail

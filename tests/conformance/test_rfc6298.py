@@ -197,3 +197,22 @@ async def test_rfc6298_5_6_and_runs_again(script: Script) -> None:
     script.inject(ack=2)
     script.advance(600.0)
     script.silence()
+
+
+async def test_rfc6298_5_7_three_seconds_for_data_after_a_lost_syn_ack(script: Script) -> None:
+    script.inject("S")
+    script.expect("S.")
+    script.wait()
+    script.expect("S.")
+    script.inject()
+    assert timeout(script) == pytest.approx(3.0)
+
+
+async def test_rfc6298_5_7_and_after_a_lost_syn(script: Script) -> None:
+    script.host_calls()
+    script.expect("S")
+    script.wait()
+    script.expect("S")
+    script.inject("S.")
+    script.expect(".")
+    assert timeout(script) == pytest.approx(3.0)

@@ -176,6 +176,14 @@ async def test_rfc9293_may_2_our_new_number_is_greater_too(script: Script) -> No
     assert 2 < (script.irs - before) % 2**32 < 2**31
 
 
+async def test_rfc9293_may_2_a_syn_with_fin_opens_nothing_and_ends_nothing(script: Script) -> None:
+    finish(script)
+    script.inject("SF", seq=1000)
+    script.expect(".", seq=2, ack=2)
+    script.inject("F.", seq=1, ack=2)
+    script.expect(".", ack=2)
+
+
 @pytest.mark.parametrize("seq", [-1000, 0, 1])
 async def test_rfc9293_may_2_an_older_syn_is_told_where_we_are(script: Script, seq: int) -> None:
     finish(script)

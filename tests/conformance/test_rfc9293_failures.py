@@ -72,6 +72,12 @@ async def test_rfc9293_must_22_a_syn_that_is_never_answered(script: Script) -> N
     assert script.program.recv(10) == b""
 
 
+async def test_rfc9293_must_23_for_three_minutes(script: Script) -> None:
+    script.host_calls()
+    script.everything()
+    assert until_given_up(script)[1] >= 180.0
+
+
 @pytest.mark.requirement("RFC9293 MUST-22")
 async def test_a_syn_ack_that_is_never_acknowledged(script: Script) -> None:
     script.inject("S")

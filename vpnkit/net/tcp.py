@@ -140,7 +140,7 @@ class TcpTable:
             return True
         if segment.flags & RST:
             return False
-        if segment.flags & (SYN | ACK) == SYN and after(segment.sequence, their_next):
+        if segment.flags & (SYN | ACK | FIN) == SYN and after(segment.sequence, their_next):
             return True
         if not len(segment.payload) and not segment.flags & (SYN | FIN):
             return False  # two ends that answer an ACK by an ACK never stop
