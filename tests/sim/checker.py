@@ -51,7 +51,7 @@ class FrameChecker:
         self._mtu = mtu
         self._reassembly = Reassembly()
         self.seen: dict[tuple[bytes, int, bytes, int], Seen] = {}
-        self._asked: dict[tuple[bytes, int, bytes, int], Packet] = {}  # the last SYN of the guest
+        self._asked: dict[tuple[bytes, int, bytes, int], dict[int, Packet]] = {}  # SYNs of the guest, by number
         self.frames = 0
 
     def frame(self, direction: int, frame: bytes, partial: bool, gso_size: int) -> Packet | None:
@@ -67,6 +67,11 @@ class FrameChecker:
             key = (packet.source, packet.sport, packet.destination, packet.dport)
             self._heard_tcp(key, packet)
         return packet
+
+    def forget(self, key: tuple[bytes, int, bytes, int]) -> None:
+        """This connection is over for good."""
+        self.seen.pop(key, None)
+        self._asked.pop(key, None)
 
     def _sent(self, frame: bytes, partial: bool, gso_size: int) -> Packet:
         try:
@@ -86,7 +91,8 @@ class FrameChecker:
     def _heard_tcp(self, key: tuple[bytes, int, bytes, int], packet: Packet) -> None:
         seen = self.seen.get(key)
         if packet.flags & (SYN | ACK) == SYN:
-            self._asked[key] = packet  # it is a connection when we say so; until then there may be an older one
+            # It is a connection when we say so; until then there may be an older one.
+            self._asked.setdefault(key, {})[packet.seq] = packet
             return
         if seen is None:
             return
@@ -105,7 +111,8 @@ class FrameChecker:
     def _sent_tcp(self, key: tuple[bytes, int, bytes, int], packet: Packet) -> None:
         flags = packet.flags
         seen = self.seen.get(key)
-        if flags & SYN and (seen is None or seen.our_iss != packet.seq):
+        again = seen is not None and flags & SYN and seen.our_iss == packet.seq  # its window is an old one
+        if flags & SYN and not again:
             seen = self.seen[key] = Seen()
             if flags & ACK:
                 self._answer(seen, key, packet)
@@ -120,15 +127,15 @@ class FrameChecker:
             seen.our_scale = packet.wscale
             if flags & ACK and seen.their_scale is None and packet.wscale is not None:
                 raise Broken("I5: window scaling that the guest did not offer")
-        if flags & ACK:
+        if flags & ACK and not again:
             self._check_edge(seen, packet)
         if not flags & SYN:
             self._check_flight(seen, packet)
 
     def _answer(self, seen: Seen, key: tuple[bytes, int, bytes, int], packet: Packet) -> None:
         """Our SYN-ACK: the guest's SYN became a connection."""
-        syn = self._asked.get(key)
-        if syn is None or packet.ack != (syn.seq + 1) % WORD:
+        syn = self._asked.get(key, {}).get((packet.ack - 1) % WORD)
+        if syn is None:
             raise Broken("I2: an answer to a SYN that was not there")
         seen.their_iss = syn.seq
         seen.their_scale = syn.wscale

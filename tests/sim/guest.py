@@ -65,7 +65,7 @@ class SimGuest:
         self.queries: dict[int, tuple[int, str]] = {}  # port -> id, name
         self._waiting: list[tuple[bytes, bool, int]] = []
         self._reassembly = Reassembly()
-        self._identification = 0
+        self._identification = self._asked = self._pinged = 0
         self._offers: bytes | None = None
 
     # Frames
@@ -236,13 +236,15 @@ class SimGuest:
         self.ip(self.ip_address, remote, UDP, datagram)
 
     def look_up(self, name: str) -> None:
-        port = DNS_PORTS + len(self.queries)
+        port = DNS_PORTS + self._asked % 4000
+        self._asked += 1
         ident = self.rng.randrange(65536)
         self.queries[port] = (ident, name)
         self.ip(self.ip_address, GATEWAY, UDP, udp_datagram(self.ip_address, GATEWAY, port, 53, question(ident, name)))
 
     def look_up_by_tcp(self, name: str) -> None:
-        port = TCP_DNS_PORTS + len(self.dns_connections)
+        port = TCP_DNS_PORTS + self._asked % 4000
+        self._asked += 1
         key = (self.ip_address, port, GATEWAY, 53)
         connection = DnsConnection(self, name, *key)
         self.dns_connections.append(connection)
@@ -292,7 +294,8 @@ class SimGuest:
 
     def ping(self, target: str, size: int) -> None:
         remote = address(target)
-        number = len(self.pings)
+        number = self._pinged % 1000
+        self._pinged += 1
         rest = struct.pack("!HH", 77 + number, number) + bytes(i * 7 & 255 for i in range(min(size, self.mtu - 28)))
         self.pings[77 + number, number] = remote + rest
         self.ip(self.ip_address, remote, ICMP, icmp_message(8, 0, rest))

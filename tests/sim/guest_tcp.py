@@ -54,6 +54,7 @@ class GuestTcp:
         self.rcv_fin: int | None = None
         self.early: dict[int, bytes] = {}
         self.unread = 0
+        self.reading = False  # a slow program is about to
         self.retries = 0
         self.timer = float("inf")
         self.writes_left = len(self.me.writes)
@@ -86,9 +87,7 @@ class GuestTcp:
             after(when, self._write, count)
         if self.me.end == "rst":
             after(self.me.end_at, self.abort)
-        if self.me.reads == "slow":
-            after(0.05, self._read_some)
-        elif self.me.reads == "stall":
+        if self.me.reads == "stall":
             after(self.me.stall, self._read_all)
         if not self.me.writes:
             after(0.0, self._wrote_all)
@@ -149,10 +148,15 @@ class GuestTcp:
         self.stack.forget(self)
 
     def _read_some(self) -> None:
-        if self.state == "closed" or self.me.reads == "fast":
-            return
-        self._read(self.stack.rng.randrange(500, 5000))
-        self.stack.agenda.after(0.05, self._read_some)
+        self.reading = False
+        if self.state != "closed" and self.me.reads == "slow":
+            self._read(self.stack.rng.randrange(500, 5000))
+            self._read_later()
+
+    def _read_later(self) -> None:
+        if self.unread and not self.reading and self.me.reads == "slow":
+            self.reading = True
+            self.stack.agenda.after(0.05, self._read_some)
 
     def _read_all(self) -> None:
         self.me.reads = "fast"
@@ -383,6 +387,7 @@ class GuestTcp:
                     self.rcv += len(data)
                     if self.me.reads != "fast":
                         self.unread += len(data)
+                        self._read_later()
                     moved = True
         if self.rcv_fin == self.rcv:
             self.rcv += 1
