@@ -2,12 +2,14 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests wait more than they work; one file stays in one process, with the guests that it shares.
+JOBS ?= 4
 
 .PHONY: help venv demo test lint bench clean
 
 help:
 	@echo 'make demo    the main job on this machine in under a minute'
-	@echo 'make test    the everyday tests; SLOW=1 runs all of them, ARGS=... goes to pytest'
+	@echo 'make test    the everyday tests; SLOW=1 runs all of them, JOBS=N at once, ARGS=... goes to pytest'
 	@echo 'make lint    format, lint, types, and which package may import which'
 	@echo 'make bench   the same work on us and on our peers; ARGS=... goes to it'
 	@echo 'make venv    only the set-up that the others do first: .venv'
@@ -28,7 +30,7 @@ demo: venv
 	$(BIN)/vpnkit demo
 
 test: venv
-	$(BIN)/python -m pytest $(if $(SLOW),,-m 'not slow') $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(SLOW),,-m 'not slow') $(ARGS)
 
 lint: venv
 	$(BIN)/ruff format --check
