@@ -213,7 +213,9 @@ class SpliceFlow(TcpFlow):
     def fetch(self, now: float) -> None:
         connection = self.connection
         host = self._socket
-        if not self._readable or self._host_finished or host is None or not connection.is_open or connection.aborted:
+        if not self._readable or self._host_finished or host is None or connection.aborted:
+            return
+        if not connection.state.synchronized:
             return
         sender = connection.sender
         for _ in range(FETCH_BUDGET):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.seq import HALF, MASK
+from vpnkit.proto.tcp.state import State
 from vpnkit.wire.tcp import ACK, CHECKSUM_OFFSET, FrameTemplate
 
 if TYPE_CHECKING:
@@ -130,14 +131,14 @@ class TcpFlow:
         self.deliver(now)
         self.fetch(now)
         if self.transmit(now):
-            if connection.is_closed:
-                if connection.aborted or self.is_over:
-                    self.guest.forget(self)
-                    return
-            elif connection.state.synchronized:
+            state = connection.state
+            if state.synchronized and state is not State.TIME_WAIT:
                 sender = connection.sender
                 if sender.deadline == NEVER and sender.una != sender.end:
                     sender.needs_timer(now)
+            elif connection.is_closed and (connection.aborted or self.is_over):
+                self.guest.forget(self)
+                return
         if connection.next_deadline() < self.queued_at:
             self.guest.update_deadline(self)
 

@@ -81,8 +81,7 @@ class Receiver:
         rounded down; what was offered once is still taken.
         """
         offered = distance(self.nxt, self.edge)
-        budget = self.budget
-        if (self.nxt - self._tuned_at) & MASK > self.capacity or budget.used > budget.ample:
+        if (self.nxt - self._tuned_at) & MASK > self.capacity:
             self._tune()
         free = self.capacity - self.buffered
         scale = self.scale
@@ -100,11 +99,13 @@ class Receiver:
         return field
 
     def _tune(self) -> None:
-        """As much as the capacity went through: it may be more if the host took it all, less if the budget is short."""
-        if (self.nxt - self._tuned_at) & MASK > self.capacity:
-            self._tuned_at = self.nxt
-            if not self.buffered and self.capacity < self.most:
-                self.capacity = min(2 * self.capacity, self.most)
+        """As much as the capacity went through: it may be more if the host took it all."""
+        self._tuned_at = self.nxt
+        if not self.buffered and self.capacity < self.most:
+            self.capacity = min(2 * self.capacity, self.most)
+        self._share()
+
+    def _share(self) -> None:
         budget = self.budget
         if budget.used > budget.ample:
             self.capacity = min(self.capacity, budget.share())
@@ -113,6 +114,7 @@ class Receiver:
         """`octets` that were taken from the inbox wait for the host."""
         self.buffered += octets
         self.budget.used += octets
+        self._share()
 
     def leave(self, octets: int) -> None:
         """`octets` of them have left."""

@@ -132,8 +132,9 @@ class Sender:
         if not queued and now - self._timed_at > self.rtt.rto:
             self.congestion.idle()
         allowed = self.congestion.window
-        if self.window < allowed:
-            allowed = self.window
+        window = self.window
+        if window < allowed:
+            allowed = window
         if allowed > MAX_BUFFERED:
             allowed = MAX_BUFFERED
         budget = self.budget
@@ -142,7 +143,7 @@ class Sender:
         if queued:
             if self.repairing:
                 left = min(
-                    self.recovery.allowed() - self.unsent, min(self.window, MAX_BUFFERED, self.budget.share()) - queued
+                    self.recovery.allowed() - self.unsent, min(window, MAX_BUFFERED, self.budget.share()) - queued
                 )
                 return left if left >= self.mss else 0
             left = allowed - queued
@@ -360,11 +361,12 @@ class Sender:
             self.repairing = True
 
     def _advance(self, acknowledgement: int, acked: int, now: float) -> None:
-        flight = (self.nxt - self.una) & MASK
+        nxt = self.nxt
+        flight = (nxt - self.una) & MASK
         self.una = acknowledgement
         self.budget.used -= acked
-        if ((self.nxt - acknowledgement) & HALF) != 0:
-            self.nxt = acknowledgement  # a timeout set it back, and the guest had more than we thought
+        if (nxt - acknowledgement) & HALF:
+            self.nxt = nxt = acknowledgement  # a timeout set it back, and the guest had more than we thought
         timed = self._timed_sequence
         if timed is not None and not (acknowledgement - timed) & HALF:
             self.rtt.sample(now - self._timed_at)
@@ -382,14 +384,14 @@ class Sender:
                 break
             chunks.popleft()
             cursor -= 1
-        self._cursor = max(cursor, 0)
-        if cursor < 0 or self.nxt == acknowledgement:
+        self._cursor = cursor if cursor > 0 else 0
+        if cursor < 0 or nxt == acknowledgement:
             self._seek()
         if self.repairing:
             self.recovery.advanced(acked, now)
         elif flight > self.congestion.window - 2 * self.mss:
             self.congestion.acknowledged(acked)
-        if self.una == self.nxt:
+        if nxt == acknowledgement:
             self.deadline = NEVER
         elif self.repairing:
             self.recovery.arm(now)
