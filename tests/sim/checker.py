@@ -203,7 +203,7 @@ class FlowChecker:
         silent = [host for host in hosts if not host.read]
         for guest in left:
             for host in silent:
-                if not guest.read and not host.read and host.began >= guest.began or flow.plan.forward:
+                if flow.plan.forward or (not guest.read and not host.read and host.began >= guest.began):
                     pairs.append((guest, host))
                     silent.remove(host)
                     break
@@ -269,5 +269,7 @@ class FlowChecker:
 
 
 def brief(side: Side) -> str:
-    said = [name for name in ("connected", "fin_sent", "fin_seen", "rst_sent", "rst_seen", "over") if getattr(side, name)]
+    said = [
+        name for name in ("connected", "fin_sent", "fin_seen", "rst_sent", "rst_seen", "over") if getattr(side, name)
+    ]
     return f"wrote {side.wrote} read {len(side.read)} {' '.join(said)}"

@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     import random
 
 # Every one of these must have happened when enough seeds were run.
+# fmt: off
 SOMETIMES: Final = (
-    "drop duplicate reorder corrupt truncate delay link_down link_full relink guest_pause guest_reset clock_jump "
-    "connect_refused connect_unreachable connect_silent connect_prohibited host_reset host_half_close host_close "
-    "guest_rst guest_half_close emfile enobufs eagain short_write spurious_event udp_unreachable udp_enobufs "
-    "dns_dead dns_lying dns_refused dns_servfail small_tables small_window offload seq_wrap forward forward_refused "
-    "zero_window fragment dhcp tcp_dns ping_lost stranger"
-).split()
+    "drop", "duplicate", "reorder", "corrupt", "truncate", "delay", "link_down", "link_full", "relink",
+    "guest_pause", "guest_reset", "clock_jump", "connect_refused", "connect_unreachable", "connect_silent",
+    "connect_prohibited", "host_reset", "host_half_close", "host_close", "guest_rst", "guest_half_close",
+    "emfile", "enobufs", "eagain", "short_write", "spurious_event", "udp_unreachable", "udp_enobufs", "dns_dead",
+    "dns_lying", "dns_refused", "dns_servfail", "small_tables", "small_window", "offload", "seq_wrap", "forward",
+    "forward_refused", "zero_window", "fragment", "dhcp", "tcp_dns", "ping_lost", "stranger",
+)
+# fmt: on
 
 
 @dataclass

@@ -19,6 +19,7 @@ MAX_RETRIES: Final = 40
 SYN_RETRIES: Final = 7
 TIME_WAIT: Final = 30.0
 KEEPALIVE: Final = 60.0
+MAX_EARLY: Final = 40  # segments kept before their turn
 
 
 def near(sequence: int, base: int) -> int:
@@ -374,9 +375,9 @@ class GuestTcp:
             offset = self.rcv
         payload = payload[: max(end - offset, 0)]
         before = self.rcv
-        if payload and (offset == self.rcv or offset in self.early or len(self.early) < 40):
-            if len(payload) > len(self.early.get(offset, b"")):
-                self.early[offset] = payload
+        known = self.early.get(offset)
+        if len(payload) > len(known or b"") and (known or offset == self.rcv or len(self.early) < MAX_EARLY):
+            self.early[offset] = payload
         moved = True
         while moved:
             moved = False

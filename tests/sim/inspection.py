@@ -43,6 +43,7 @@ def tables(guest: Guest) -> Iterator[tuple[str, int]]:
     yield "udp mappings", len(guest.udp.mappings)
     yield "udp routes", len(guest.udp.routes)
     yield "trains", len(guest.udp.unfinished)
+    yield "datagrams in pieces", len(guest.intake._reassembler)
     yield "pings", len(guest.icmp.sessions)
     yield "descriptors", len(guest.poller)
     yield "touched", len(guest.touched) + len(guest._datagrams)

@@ -64,7 +64,13 @@ class Packet:
 
 
 def ip_frame(
-    destination_mac: bytes, source_mac: bytes, source: bytes, destination: bytes, protocol: int, payload: bytes, **more: int
+    destination_mac: bytes,
+    source_mac: bytes,
+    source: bytes,
+    destination: bytes,
+    protocol: int,
+    payload: bytes,
+    **more: int,
 ) -> bytes:
     """`more`: ttl, identification, flags_offset."""
     head = bytearray(
@@ -144,7 +150,7 @@ def parse(frame: bytes, *, mtu: int = 65520, partial: bool = False, gso_size: in
         return _arp(frame)
     need(ethertype == b"\x08\x00", f"ethertype {ethertype.hex()}")
     need(len(frame) >= 34, "shorter than an IPv4 header")
-    version, tos, total, identification, flags, ttl, protocol, _, source, destination = _IP.unpack_from(frame, 14)
+    version, _, total, identification, flags, ttl, protocol, _, source, destination = _IP.unpack_from(frame, 14)
     need(version == 0x45, f"version and IHL {version:02x}")
     need(total == len(frame) - 14, f"total length {total} in {len(frame) - 14} octets")
     need(gso_size > 0 or total <= mtu, f"{total} octets on a link of MTU {mtu}")

@@ -195,7 +195,11 @@ def draw(seed: int) -> Scenario:
         [tcp_plan(rng, number) for number in range(1, rng.randrange(2, 7))],
         [udp_plan(rng, number) for number in range(1, rng.randrange(1, 4))],
         [
-            (rng.uniform(0, 5), rng.choice(("192.168.65.1", "192.168.65.2", "10.3.0.1", "10.3.0.99")), rng.randrange(1500))
+            (
+                rng.uniform(0, 5),
+                rng.choice(("192.168.65.1", "192.168.65.2", "10.3.0.1", "10.3.0.99")),
+                rng.randrange(1500),
+            )
             for _ in range(rng.randrange(3))
         ],
         [

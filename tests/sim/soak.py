@@ -8,9 +8,10 @@ import os
 import random
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
+import trio.testing
 
 from tapdev.link import LinkCapabilities
 from tests.sim.checker import FlowChecker
@@ -18,9 +19,6 @@ from tests.sim.guest import TCP_PORTS
 from tests.sim.packets import address
 from tests.sim.scenario import EndPlan, Scenario, TcpPlan, UdpPlan
 from tests.sim.world import World, run
-
-if TYPE_CHECKING:
-    import trio.testing
 
 SWEEP: Final = 600.0  # simulated seconds between two looks at what is over
 KEEP: Final = 1800.0  # and how long what is over is still known
