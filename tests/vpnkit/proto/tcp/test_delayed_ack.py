@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.vpnkit.proto.tcp.pair import Script
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.receiver import DELAYED_ACK, Receiver
 
@@ -59,3 +60,17 @@ def test_a_slow_answer_makes_a_flow_not_interactive():
     receiver.told(True, 1.0 + 10 * DELAYED_ACK)
     receiver.hear(100, FULL, 2.0)
     assert receiver.ack_due
+
+
+def test_the_general_path_waits_as_the_fast_one_does():
+    """Half closed, so that nothing is predicted."""
+    script = Script()
+    script.connection.finish()
+    script.says("F.")
+    script.gets()
+    script.now = 10.0
+    receiver = script.connection.receiver
+    answered(receiver, 10.0)
+    script.gets("ping")
+    assert not receiver.ack_due
+    assert receiver.ack_deadline == 10.0 + DELAYED_ACK

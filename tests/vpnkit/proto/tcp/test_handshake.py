@@ -268,3 +268,34 @@ def test_two_of_us_can_talk():
         pair.b.write(b"pong")
         pair.exchange()
         assert (pair.a.got, pair.b.got) == (b"pong", b"ping")
+
+
+class TestLostSyn:
+    def lose(self, syns: int) -> Script:
+        script = Script(established=False, sack=True)
+        script.connection.accept(0.0)
+        script.says("S.")
+        for _ in range(syns):
+            script.wait_deadline().says("S.")
+        script.gets()
+        return script
+
+    def test_rfc6298_5_7_the_first_timeout_is_three_seconds(self):
+        script = self.lose(1)
+        script.write(b"x").says("1.")
+        start = script.now
+        script.wait_deadline()
+        assert script.now == start + 3
+        script.says("1.")
+
+    def test_rfc5681_3_1_two_lost_ones_leave_a_window_of_one_segment(self):
+        script = self.lose(1)
+        assert script.connection.sender.congestion.window == 14600
+        script = self.lose(2)
+        assert script.connection.sender.congestion.window == 1460
+
+    def test_without_a_loss_it_is_one_second(self):
+        script = self.lose(0)
+        script.write(b"x").says("1.")
+        script.wait_deadline()
+        assert script.now == 1

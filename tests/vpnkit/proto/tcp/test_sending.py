@@ -539,3 +539,8 @@ class TestLostAcks:
         edge = distance(script.connection.receiver.nxt, script.connection.receiver.edge)
         script.gets(seq=1 + edge, ack=6)
         assert script.connection.sender.queued == 0
+
+
+def test_rfc9293_must_61_psh_on_the_last_segment_only(script):
+    left = script.write(data(4000)).write(data(100)).pull()
+    assert [bool(s.flags & PSH) for s in left] == [False, False, False, True]
