@@ -184,8 +184,10 @@ class FlowChecker:
                 self._lonely_guest(flow, side)
         for side in flow.host:
             if id(side) not in paired:
-                if side.read or side.fin_seen:
+                if side.read:
                     raise Broken(f"I1: flow {flow.plan.number}: the host read what no guest wrote")
+                if side.fin_seen:
+                    raise Broken(f"I2: flow {flow.plan.number}: the host saw an end that nobody made")
                 if not (flow.plan.forward and flow.plan.answer != "accept" and side.rst_seen):
                     self._excuse(flow, side, None, "a host connection without a guest")
 
@@ -202,12 +204,21 @@ class FlowChecker:
         left = [guest for guest in flow.guest if not any(guest is one for one, _ in pairs) and guest.connected]
         silent = [host for host in hosts if not host.read]
         for guest in left:
-            for host in silent:
-                if flow.plan.forward or (not guest.read and not host.read and host.began >= guest.began):
-                    pairs.append((guest, host))
-                    silent.remove(host)
-                    break
+            possible = [
+                host
+                for host in silent
+                if flow.plan.forward or (not guest.read and not host.read and host.began >= guest.began)
+            ]
+            if possible:
+                host = min(possible, key=lambda host: self._ends_differ(guest, host))
+                pairs.append((guest, host))
+                silent.remove(host)
         return pairs
+
+    @staticmethod
+    def _ends_differ(guest: Side, host: Side) -> int:
+        """How many ends were seen on one side and not made on the other, or the other way round."""
+        return (guest.fin_seen != host.fin_sent) + (host.fin_seen != guest.fin_sent)
 
     @staticmethod
     def _matches(writer: Side, reader: Side) -> bool:

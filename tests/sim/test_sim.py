@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -321,3 +322,14 @@ def test_i1_a_full_host_socket_that_fails_after_the_end_is_a_reset() -> None:
     outcome = outcome_of(tcp=[plan], faults={"enobufs": 1.0})
     assert outcome.faults["enobufs"]
     assert not outcome.broken
+
+
+def test_i2_a_forward_that_the_guest_has_no_room_for_is_a_reset(plant: Any) -> None:
+    """The host's client is connected already; an end would say that the guest's program had nothing to say."""
+
+    def call(*_arguments: Any) -> None:
+        raise OSError(errno.ENOBUFS, "the guest has too many flows")
+
+    plant(TcpTable, "call", call)
+    plan = TcpPlan(1, 0.0, "10.1.0.1", 2001, EndPlan([(0.1, 100)]), EndPlan([], "after"), forward=True)
+    assert not outcome_of(tcp=[plan]).broken

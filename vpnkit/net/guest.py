@@ -372,7 +372,7 @@ class Guest:
         try:
             flow = self.tcp.call(source, destination, port, host, self.mac_of(destination))
         except BaseException:
-            host.close()
+            host_sockets.reset(host)  # not an end: nobody was there
             raise
         self.settle_now(flow)
         try:

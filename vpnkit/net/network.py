@@ -224,7 +224,7 @@ class Network:
             if guest is None:
                 raise OSError(f"no guest has {wanted}")
         except BaseException:
-            host.close()
+            host_sockets.reset(host)  # not an end: nobody was there
             raise
         await guest.call_and_wait(host, wanted.packed, spec.guest_port)
 
