@@ -1,5 +1,4 @@
-"""The simulated host: what `vpnkit.flow.host` opens, a poller's backend that is edge-triggered as epoll is, and TCP
-sockets with a scripted peer far away."""
+"""The simulated host: what `vpnkit.flow.host` opens, and TCP sockets with a scripted peer far away."""
 
 from __future__ import annotations
 
@@ -7,88 +6,22 @@ import errno
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
-
-import trio
+from typing import TYPE_CHECKING
 
 from tests.sim.history import octets
-from vpnkit.flow.poller import HANGUP, READABLE, WRITABLE, Poller
+from vpnkit.flow.poller import HANGUP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.sim.history import Side
+    from tests.sim.poller import SimBackend
     from tests.sim.scenario import TcpPlan
     from tests.sim.world import World
-
-MAX_EVENTS: Final = 256
 
 
 def error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
-
-
-class SimBackend:
-    """Readiness of simulated sockets."""
-
-    def __init__(self, host: SimHost) -> None:
-        self._host = host
-        self.registered: set[int] = set()
-        self.ready: dict[int, int] = {}
-        self.readers = trio.lowlevel.ParkingLot()
-        self.closed = False
-
-    def fileno(self) -> int:
-        raise AssertionError("nobody waits for a simulated descriptor")
-
-    def register(self, fd: int) -> None:
-        if fd in self.registered:
-            raise FileExistsError(errno.EEXIST, "registered twice")
-        self.registered.add(fd)
-        made = self._host.sockets[fd]
-        made.backend = self
-        if made.state():
-            self.mark(fd)
-
-    def unregister(self, fd: int) -> None:
-        self.registered.remove(fd)
-        self.ready.pop(fd, None)
-
-    def mark(self, fd: int) -> None:
-        if fd in self.registered:
-            self.ready[fd] = 1
-            self.readers.unpark_all()
-
-    def poll(self) -> list[tuple[int, int]]:
-        if not self.ready:
-            return []
-        events = []
-        for fd in list(self.ready)[:MAX_EVENTS]:
-            del self.ready[fd]
-            bits = self._host.sockets[fd].state()
-            if bits:
-                events.append((fd, bits))
-        return events
-
-    def meaning(self, bits: int) -> int:
-        return bits
-
-    def close(self) -> None:
-        self.closed = True
-        self.registered.clear()
-        self.ready.clear()
-
-
-class SimPoller(Poller):
-    def __init__(self, host: SimHost) -> None:
-        self.simulated = SimBackend(host)
-        super().__init__(self.simulated)
-
-    async def wait(self) -> None:
-        if self.simulated.ready:
-            await trio.lowlevel.checkpoint()
-        else:
-            await self.simulated.readers.park()
 
 
 class SimSocket:

@@ -22,9 +22,10 @@ from tests.sim.datagrams import request
 from tests.sim.faults import Faults
 from tests.sim.guest import SimGuest, open_connections
 from tests.sim.history import History
-from tests.sim.host import SimHost, SimPoller, TcpSocket
+from tests.sim.host import SimHost, TcpSocket
 from tests.sim.inspection import check_buffers, tables, watch
 from tests.sim.packets import address
+from tests.sim.poller import SimPoller
 from tests.sim.resolver import Factory
 from tests.sim.wire import Wire
 from vpnkit.net.network import Network, NetworkOptions
