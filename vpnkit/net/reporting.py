@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tapdev.link import Link
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.guest import Guest
-    from vpnkit.net.ping import PingSession
     from vpnkit.net.network import Network
+    from vpnkit.net.ping import PingSession
     from vpnkit.net.udp_mapping import UdpMapping
 
 TRAFFIC: Final = ("frames_to_host", "frames_to_guest", "bytes_to_host", "bytes_to_guest")
