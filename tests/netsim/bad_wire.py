@@ -119,11 +119,12 @@ ARRANGEMENTS: Final = {"kernel": two_kernels, "vpnkit": kernel_and_vpnkit}
 
 
 def suffered(did: list[list[int]], weather: Weather) -> None:
-    """Every fault happened in both directions, about as often as it should have."""
+    """Every fault happened in both directions, about as often as it should have where that can be told."""
     assert len(did) == 2
     for frames, *counts in did:
         for count, percent in zip(counts, weather[:3], strict=True):
-            assert frames * percent / 400 <= count <= frames * percent / 25, did
+            expected = frames * percent / 100
+            assert expected < 10 or expected / 4 <= count <= expected * 4, did
 
 
 def transfer(path: Course, octets: int, *, up: bool, seed: int = 0) -> float:
