@@ -91,8 +91,8 @@ def transfer(nursery: trio.Nursery, cell: Cell, octets: int, seed: int) -> float
         script.burst(frame_of(script, syn))
         ours = GuestEnd(script, reader if up else writer, writes=False)
         (syn_ack,) = ours.leave(BEGIN)
+        shake_hands(guest, ours, syn_ack)
         ours.writes = not up
-        shake_hands(guest, None, syn_ack)
         return Wire((guest, ours), cell, seed).run(reader)
     finally:
         script.close()

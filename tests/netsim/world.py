@@ -23,6 +23,7 @@ DEPTH: Final = 3  # a swapped segment comes behind so many others
 SWAP_DELAY: Final = DEPTH * 1520 / RATE
 GUEST_ISS: Final = 2**32 - 100_000
 PATTERN: Final = random.Random(7).randbytes(1 << 16)
+REPEATED: Final = PATTERN * 17  # whatever is written at once is a slice of it
 BEGIN: Final = 1000.0  # simulated seconds
 
 
@@ -57,9 +58,9 @@ class Program:
         return self.octets - self.done
 
     def write(self, limit: int) -> bytes:
-        """At most `limit` octets, from wherever it is."""
+        """The next octets, `limit` of them or as many as are left."""
         start = self.done % len(PATTERN)
-        data = PATTERN[start : start + min(limit, self.left)]
+        data = REPEATED[start : start + min(limit, self.left)]
         self.done += len(data)
         return data
 
@@ -117,14 +118,13 @@ def guest_end(cell: Cell, program: Program) -> CoreEnd:
     )
 
 
-def shake_hands(guest: CoreEnd, passive: TcpConnection | None, syn_ack: Segment | None = None) -> None:
-    """The guest hears the SYN-ACK, and his window is what his buffer allows; what he says then is yet to leave."""
-    if passive is not None:
-        (syn_ack,) = pull(passive, BEGIN)
-    assert syn_ack is not None
+def shake_hands(guest: CoreEnd, ours: End, syn_ack: Segment) -> None:
+    """The guest hears the SYN-ACK, his window is what his buffer allows, and both are open: the wire is good so far."""
     push(guest.connection, syn_ack, BEGIN)
     receiver = guest.connection.receiver
     receiver.capacity = receiver.most = guest.buffer
+    for segment in pull(guest.connection, BEGIN):
+        ours.arrive(segment, BEGIN)
 
 
 class Wire:
@@ -178,5 +178,6 @@ def transfer(cell: Cell, octets: int, seed: int) -> float:
     passive = passive_for(syn, 77, OFFER)
     passive.accept(BEGIN)
     ours = CoreEnd(passive, reader if up else writer, writes=not up, buffer=1 << 30)
-    shake_hands(guest, passive)
+    (syn_ack,) = pull(passive, BEGIN)
+    shake_hands(guest, ours, syn_ack)
     return Wire((guest, ours), cell, seed).run(reader)
