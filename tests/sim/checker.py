@@ -10,10 +10,12 @@ import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from tests.sim.packets import ACK, FIN, ICMP, RST, SYN, TCP, UDP, Bad, Packet, Reassembly, parse
+from tests.sim.packets import ACK, FIN, ICMP, RST, SYN, TCP, UDP, Bad, Packet, Reassembly, address, parse
 from tests.sim.wire import OUTGOING
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from tests.sim.history import FlowHistory, History, Side
 
 WORD: Final = 1 << 32
@@ -52,6 +54,7 @@ class FrameChecker:
         self._reassembly = Reassembly()
         self.seen: dict[tuple[bytes, int, bytes, int], Seen] = {}
         self._asked: dict[tuple[bytes, int, bytes, int], dict[int, Packet]] = {}  # SYNs of the guest, by number
+        self.repeated: set[tuple[bytes, int]] = set()  # where the same SYN went more than once
         self.frames = 0
 
     def frame(self, direction: int, frame: bytes, partial: bool, gso_size: int) -> Packet | None:
@@ -92,7 +95,10 @@ class FrameChecker:
         seen = self.seen.get(key)
         if packet.flags & (SYN | ACK) == SYN:
             # It is a connection when we say so; until then there may be an older one.
-            self._asked.setdefault(key, {})[packet.seq] = packet
+            asked = self._asked.setdefault(key, {})
+            if packet.seq in asked:
+                self.repeated.add((packet.destination, packet.dport))
+            asked[packet.seq] = packet
             return
         if seen is None:
             return
@@ -169,8 +175,10 @@ class FrameChecker:
 class FlowChecker:
     """I1 and I2, connection by connection."""
 
-    def __init__(self, history: History, *, small_tables: bool) -> None:
+    def __init__(self, history: History, *, small_tables: bool, repeated: Container[tuple[bytes, int]] = ()) -> None:
+        """`repeated`: where the same SYN went more than once."""
         self._history = history
+        self._repeated = repeated
         self._excused = small_tables
 
     def check(self, flow: FlowHistory) -> None:
@@ -188,8 +196,15 @@ class FlowChecker:
                     raise Broken(f"I1: flow {flow.plan.number}: the host read what no guest wrote")
                 if side.fin_seen:
                     raise Broken(f"I2: flow {flow.plan.number}: the host saw an end that nobody made")
-                if not (flow.plan.forward and flow.plan.answer != "accept" and side.rst_seen):
+                if not (side.rst_seen and self._may_be_alone(flow)):
                     self._excuse(flow, side, None, "a host connection without a guest")
+
+    def _may_be_alone(self, flow: FlowHistory) -> bool:
+        """A call that the guest did not take; or an old duplicate of a SYN, which nobody can know from a new one."""
+        plan = flow.plan
+        if plan.forward:
+            return plan.answer != "accept"
+        return (address(plan.address), plan.port) in self._repeated and any(side.over for side in flow.guest)
 
     def _pairs(self, flow: FlowHistory) -> list[tuple[Side, Side]]:
         """Which connection of the guest goes with which socket of the host: what was read tells it."""

@@ -100,7 +100,7 @@ class Programs:
     def sweep(self) -> None:
         """Judge what is over, and forget it."""
         world = self.world
-        checker = FlowChecker(world.history, small_tables=False)
+        checker = FlowChecker(world.history, small_tables=False, repeated=world.checker.repeated)
         now = world.agenda.now()
         for number, plan in list(self._waiting.items()):
             flow = world.history.flow(plan)
@@ -114,6 +114,7 @@ class Programs:
             del world.host.plans[plan.address, plan.port]
             key = (world.guest.ip_address, self._port(plan), address(plan.address), plan.port)
             world.checker.forget(key)
+            world.checker.repeated.discard(key[2:])
         world.host.prune()
         if not self.stopped:
             world.agenda.after(SWEEP, self.sweep)

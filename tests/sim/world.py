@@ -314,7 +314,7 @@ class World:
 
     def judge(self) -> None:
         """Everything is over: the checks that need the whole history."""
-        flows = FlowChecker(self.history, small_tables=self.scenario.small_tables)
+        flows = FlowChecker(self.history, small_tables=self.scenario.small_tables, repeated=self.checker.repeated)
         for flow in self.history.flows.values():
             flows.check(flow)
         for connection in self.guest.dns_connections:
