@@ -389,7 +389,7 @@ class Sender:
             self._seek()
         if self.repairing:
             self.recovery.advanced(acked, now)
-        elif flight > self.congestion.window - 2 * self.mss:
+        elif 2 * flight > self.congestion.window:  # it limits us (RFC 7661 section 4.3); `room` lets half run out
             self.congestion.acknowledged(acked)
         if nxt == acknowledgement:
             self.deadline = NEVER
