@@ -348,7 +348,7 @@ class Server:
     def _one(self, connection: socket.socket) -> None:
         with connection:
             try:
-                connection.settimeout(30)
+                connection.settimeout(120)
                 self._serve(connection)
             except BaseException as error:
                 self.failures.append(error)
@@ -359,7 +359,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         os.write(self._end, b"x")
         for thread in self._threads:  # the first may add others until it ends
-            thread.join(30)
+            thread.join(120)
         self._listener.close()
         os.close(self._ending)
         os.close(self._end)

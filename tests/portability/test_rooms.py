@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,9 @@ NOT_THERE = {
 
 def passes(*paths: str) -> None:
     unwanted = " or ".join(NOT_THERE.values())
-    done = subprocess.run(
-        [*MACOS, "-k", f"not ({unwanted})", *paths], cwd=ROOT, capture_output=True, text=True, timeout=110
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "VPNKIT_NO_SKIPS"}
+    argv = [*MACOS, "-k", f"not ({unwanted})", *paths]  # what asks for Linux itself is skipped
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=110, env=environment)
     assert done.returncode == 0, done.stdout[-4000:]
 
 

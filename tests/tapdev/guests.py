@@ -1,7 +1,7 @@
 """What the tests of namespaces share: the way to be nobody, and the search for what was left behind.
 
 Run as a program, `guests.py ARGV...` becomes ARGV as uid 65534 with a /dev/net/tun that everybody may open, as most
-distributions have it; that device is in a mount namespace of its own.  With `--closed` it keeps the modes of here.
+distributions have it; that device is in a mount namespace of its own.  With `--closed` only root may open it.
 """
 
 from __future__ import annotations
@@ -81,14 +81,15 @@ def main() -> None:
         sys.exit("no mount namespace")
     mount("none", "/", None, MS_REC_PRIVATE)
     make_reachable(sys.base_prefix)
+    mode = 0o666
     if argv[0] == "--closed":
         del argv[0]
-    else:
-        with tempfile.TemporaryDirectory() as directory:
-            device = f"{directory}/tun"
-            os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
-            os.chmod(device, 0o666)
-            mount(device, "/dev/net/tun", None, MS_BIND)
+        mode = 0o600
+    with tempfile.TemporaryDirectory() as directory:
+        device = f"{directory}/tun"
+        os.mknod(device, mode | stat.S_IFCHR, os.makedev(10, 200))
+        os.chmod(device, mode)
+        mount(device, "/dev/net/tun", None, MS_BIND)
     os.setgroups([])
     os.setgid(NOBODY)
     os.setuid(NOBODY)

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 FRAMES_PER_BURST: Final = 64
 MAX_TRACEBACKS: Final = 20  # of one guest
 ROUNDS: Final = 16  # bursts with something in them between two checkpoints
+TURN_SECONDS: Final = 0.005  # then other guests have their turn: rounds of super-frames are long
 EMPTY_LOOKS: Final = 16  # in vain, before the loop waits
 BULK_OCTETS: Final = 16384  # moved since the loop woke: this is no conversation, so one look in vain is enough
 
@@ -183,11 +184,14 @@ class Guest:
         """
         statistics = self.link.statistics
         octets = statistics.received_bytes + statistics.sent_bytes
+        until = self.now() + TURN_SECONDS
         worked = empty = 0
         while worked < ROUNDS:
             if self.turn() + self.burst():
                 worked += 1
                 empty = 0
+                if self.now() > until:
+                    break
                 continue
             empty += 1
             if empty >= EMPTY_LOOKS or statistics.received_bytes + statistics.sent_bytes - octets > BULK_OCTETS:
