@@ -111,7 +111,7 @@ def idle_flows(lab, count):
         assert guest.vpnkit.descriptors() > count
         for connection in flows:
             connection.close()
-        wait_for(lambda: guest.vpnkit.descriptors() < 50, "every host socket is closed", 20)
+        wait_for(lambda: guest.vpnkit.descriptors() < 50, "every host socket is closed", 90)
 
 
 @pytest.mark.usefixtures("descriptors")

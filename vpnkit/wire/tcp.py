@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
-from vpnkit.wire.checksum import Buffer, checksum, data_sum, ones_sum
+from vpnkit.wire.checksum import Buffer, data_sum, ones_sum
 from vpnkit.wire.ipv4 import DEFAULT_TTL, DF
 from vpnkit.wire.ipv4 import HEADER as IPV4_HEADER
 from vpnkit.wire.ipv4 import TCP as PROTOCOL
@@ -165,7 +165,7 @@ class FrameTemplate:
         """The headers in front of `length` octets of payload, the TCP checksum partial for the link to complete."""
         length += 20
         self._IP.pack_into(
-            self.buffer, 16, length + 20, 0, DF, DEFAULT_TTL, PROTOCOL, 65535 - (self._ip_sum + length + 20) % 65535
+            self.buffer, 16, length + 20, 0, DF, DEFAULT_TTL, PROTOCOL, -(self._ip_sum + length + 20) % 65535
         )
         self._TCP.pack_into(
             self.buffer,
@@ -185,14 +185,15 @@ class FrameTemplate:
     ) -> bytearray:
         """The headers in front of `payload` with the whole checksum, for a link that completes none.
 
-        As 2**16 is 1 modulo 65535, a 32-bit number weighs as much in the sum as its two halves.
+        As 2**16 is 1 modulo 65535, a 32-bit number weighs as much in the sum as its two halves.  A sum of nothing is
+        written as 0, not as its other representation, which Wireshark takes for a fault.
         """
         length = 20 + len(payload)
         total = self._fixed_sum + length + sequence + acknowledgement + flags + window + data_sum(payload)
         self._IP.pack_into(
-            self.buffer, 16, length + 20, 0, DF, DEFAULT_TTL, PROTOCOL, 65535 - (self._ip_sum + length + 20) % 65535
+            self.buffer, 16, length + 20, 0, DF, DEFAULT_TTL, PROTOCOL, -(self._ip_sum + length + 20) % 65535
         )
-        self._TCP.pack_into(self.buffer, 38, sequence, acknowledgement, 0x50, flags, window, 65535 - total % 65535, 0)
+        self._TCP.pack_into(self.buffer, 38, sequence, acknowledgement, 0x50, flags, window, -total % 65535, 0)
         return self.buffer
 
     def with_options(self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes) -> bytearray:
@@ -200,5 +201,5 @@ class FrameTemplate:
         frame = self.header(sequence, acknowledgement, flags, window, len(options)) + options
         frame[46] = (20 + len(options)) << 2
         total = ones_sum(frame[self.TRANSPORT :])
-        struct.pack_into("!H", frame, self.TRANSPORT + CHECKSUM_OFFSET, checksum(total))
+        struct.pack_into("!H", frame, self.TRANSPORT + CHECKSUM_OFFSET, -total % 65535)
         return frame
