@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import trio
 
 from tapdev.link import ETHERNET_HEADER, MAX_FRAME, LinkCapabilities, LinkClosed, LinkStatistics
+from tapdev.waiting import wait_or_closed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,27 +158,14 @@ class PacketLink:
         self.statistics.dropped_frames += 1
         return True
 
-    # Closing ends a wait: `receive` and `send` say then that the link is closed.
-
     async def wait_readable(self) -> None:
-        if self._reason is not None:
-            await trio.lowlevel.checkpoint()
-            return
-        try:
-            await trio.lowlevel.wait_readable(self._fd)
-        except trio.ClosedResourceError:
-            pass
+        await wait_or_closed(trio.lowlevel.wait_readable, self._fd if self._reason is None else -1)
 
     async def wait_writable(self) -> None:
-        if self._reason is not None:
-            await trio.lowlevel.checkpoint()
-        elif self._backoff.delay:
+        if self._backoff.delay and self._reason is None:
             await self._backoff.wait(self._ended)
         else:
-            try:
-                await trio.lowlevel.wait_writable(self._fd)
-            except trio.ClosedResourceError:
-                pass
+            await wait_or_closed(trio.lowlevel.wait_writable, self._fd if self._reason is None else -1)
 
     def close(self) -> None:
         self._end("this end was closed")

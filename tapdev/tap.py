@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from tapdev.link import LinkCapabilities, LinkClosed, LinkStatistics
+from tapdev.waiting import wait_or_closed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -164,25 +165,11 @@ class TapLink:
         statistics.sent_bytes += length - self._skip
         return True
 
-    # Closing ends a wait: `receive` and `send` say then that the link is closed.
-
     async def wait_readable(self) -> None:
-        if self._fd < 0:
-            await trio.lowlevel.checkpoint()
-            return
-        try:
-            await trio.lowlevel.wait_readable(self._fd)
-        except trio.ClosedResourceError:
-            pass
+        await wait_or_closed(trio.lowlevel.wait_readable, self._fd)
 
     async def wait_writable(self) -> None:
-        if self._fd < 0:
-            await trio.lowlevel.checkpoint()
-            return
-        try:
-            await trio.lowlevel.wait_writable(self._fd)
-        except trio.ClosedResourceError:
-            pass
+        await wait_or_closed(trio.lowlevel.wait_writable, self._fd)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -46,14 +46,15 @@ def bind_unix(path: str, kind: int | None, inherited: Mapping[str, int]) -> Boun
 
 
 def bind_tcp(host: str, port: int, inherited: Mapping[str, int]) -> list[BoundSocket]:
-    """Listening sockets, one for each address of `host`.  Raises LinkError."""
+    """Listening sockets, one for each address of `host`; for port 0 one, at the first.  Raises LinkError."""
     text = tcp_text(host, port)
     if text in inherited:
         return [BoundSocket(adopt(inherited[text], socket.SOCK_STREAM, f"{text} of socket activation"))]
     bound: list[BoundSocket] = []
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        failure = _bind_each(dict.fromkeys((info[0], info[4]) for info in infos), bound)
+        addresses = list(dict.fromkeys((info[0], info[4]) for info in infos))
+        failure = _bind_each(addresses if port else addresses[:1], bound)
     except OSError as error:
         failure = error
     if failure is not None and (not bound or failure.errno not in ABSENT):

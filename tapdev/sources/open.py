@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import stat
 import sys
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -64,8 +65,11 @@ def open_source(
     if spec.kind in (Kind.DGRAM, Kind.VFKIT):
         _check_length(spec.remote)
         return _datagrams(spec, spec.kind, bind_unix(spec.path or "", socket.SOCK_DGRAM, inherited), size)
+    bound = _bind(spec, inherited)
+    if spec.host is not None and not spec.port:
+        spec = replace(spec, port=bound[0].sock.getsockname()[1])  # for who asks the source what it is
     complaints = Complaints(str(spec))
-    return ListeningSource(spec, _bind(spec, inherited), _serve(spec.kind, size, complaints), complaints)
+    return ListeningSource(spec, bound, _serve(spec.kind, size, complaints), complaints)
 
 
 def bound_path(spec: LinkSpec) -> str | None:

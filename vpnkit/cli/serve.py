@@ -16,13 +16,12 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from tapdev.sources import LinkError, open_source
-from tapdev.spec import DEFAULT_MTU, Kind, tcp_text
+from tapdev.spec import DEFAULT_MTU, Kind
 from vpnkit.cli.activation import addresses, adopt, inherited_sockets
 from vpnkit.cli.limits import raise_descriptor_limit
 from vpnkit.cli.readiness import ServiceManager, ready_line, write_ready
@@ -125,28 +124,10 @@ def serve(
 
 
 def _open(spec: LinkSpec, mtu: int | None, offload: bool, adopted: Mapping[str, int]) -> Source:
-    """The source of `spec`; its own spec has the port that the system chose.  Raises ServeError."""
-    chosen = None
     try:
-        if spec.host is not None and spec.port == 0:
-            chosen = _listening_at_any_port(spec.host)
-            port = chosen.getsockname()[1]
-            adopted = {tcp_text(spec.host, port): chosen.fileno()}
-            spec = replace(spec, port=port)
-        source = open_source(spec, mtu=mtu, offload=offload, inherited=adopted)
-    except (LinkError, OSError) as error:
-        if chosen is not None:
-            chosen.close()
+        return open_source(spec, mtu=mtu, offload=offload, inherited=adopted)
+    except LinkError as error:
         raise ServeError(f"--link {spec}: {error}") from error
-    if chosen is not None:
-        chosen.detach()
-    return source
-
-
-def _listening_at_any_port(host: str) -> socket.socket:
-    """A TCP socket at the first address of `host`.  Raises OSError."""
-    family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server(address[:2], family=family)
 
 
 async def _run(sources: Sequence[Source], network: Network, scope: trio.CancelScope) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import sys
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from vpnkit.wire import icmp
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vpnkit.flow.host import Address
 
 IP_RECVERR: Final = 11  # linux/in.h: errors wait in the socket's error queue
@@ -44,6 +47,20 @@ def enable(host: socket.socket) -> None:
     """Let errors wait for `take`.  Raises OSError."""
     if LINUX:
         host.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+
+
+def tell(host: socket.socket | None, network_error: Callable[[HostError], None]) -> list[HostError]:
+    """Empty the queue of `host`, if it is open, and call `network_error` with what the network said of it."""
+    errors = [] if host is None else take(host)
+    for error in errors:
+        if error.from_network:
+            network_error(error)
+    return errors
+
+
+def too_large_for(errors: list[HostError]) -> int | None:
+    """The path's MTU, if one of `errors` is the kernel's own refusal of a datagram that is larger and has DF."""
+    return next((e.info for e in errors if e.number == errno.EMSGSIZE and not e.from_network), None)
 
 
 def take(host: socket.socket) -> list[HostError]:

@@ -16,6 +16,7 @@ from tapdev.switch import Switch
 from vpnkit.net.source_filter import objection
 from vpnkit.net.too_large import cut_or_refuse
 from vpnkit.wire import arp, ethernet
+from vpnkit.wire.ipv6 import link_local
 from vpnkit.wire.offload import adapt
 
 if TYPE_CHECKING:
@@ -232,8 +233,3 @@ class Station:
             for ip in list(self.addresses):
                 self.lan.release(self, ip)
             self.lan.switch.detach(self.port)
-
-
-def link_local(mac: bytes) -> bytes:
-    """The IPv6 link-local address of `mac` (RFC 4291 appendix A)."""
-    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:6]

@@ -6,7 +6,6 @@ with a raw socket otherwise when we are root, and not at all, with one warning, 
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 from typing import TYPE_CHECKING, Final
@@ -110,10 +109,10 @@ class PingSession:
                 raise
             except OSError:
                 errors = self._read_errors()
-                too_large = [e.info for e in errors if e.number == errno.EMSGSIZE and not e.from_network]
-                if too_large:
+                mtu = error_queue.too_large_for(errors)
+                if mtu is not None:
                     self._table.guest.out.icmp_error(
-                        packet, icmp.DEST_UNREACHABLE, icmp.FRAGMENTATION_NEEDED, parameter=too_large[0]
+                        packet, icmp.DEST_UNREACHABLE, icmp.FRAGMENTATION_NEEDED, parameter=mtu
                     )
                     return
                 if not errors or attempt:
@@ -179,14 +178,7 @@ class PingSession:
 
     def _read_errors(self) -> list[HostError]:
         """Empty the socket's error queue, and tell the guest what the network said."""
-        host = self._socket
-        if host is None:
-            return []
-        errors = error_queue.take(host)
-        for error in errors:
-            if error.from_network:
-                self._network_error(error)
-        return errors
+        return error_queue.tell(self._socket, self._network_error)
 
     def _network_error(self, error: HostError) -> None:
         """An ICMP error of the network: RFC 5508 REQ-4 and REQ-6, it neither ends the session nor refreshes it."""

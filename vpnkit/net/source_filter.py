@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vpnkit.wire import arp, ethernet, ipv4
+from vpnkit.wire import arp, ethernet, ipv4, ipv6
 
 if TYPE_CHECKING:
     from vpnkit.net.lan import Station
@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 VLAN_TAGS: Final = frozenset({0x8100, 0x88A8, 0x9100})
 SMALLEST_TYPE: Final = 0x0600  # below, the field is the length of an IEEE 802.2 frame
 DHCP_SERVER: Final = b"\x00\x43"  # UDP port 67
-DHCP_CLIENT: Final = b"\x00\x44"
 DHCPV6_SERVER: Final = b"\x02\x23"  # UDP port 547
-UNSPECIFIED: Final = bytes(16)
 
-ICMPV6: Final = 58
 # RFC 4861 section 4
 ROUTER_ADVERTISEMENT: Final = 134
 NEIGHBOR_SOLICITATION: Final = 135
@@ -29,12 +26,6 @@ NEIGHBOR_ADVERTISEMENT: Final = 136
 REDIRECT: Final = 137
 SOURCE_LINK_LAYER: Final = 1
 TARGET_LINK_LAYER: Final = 2
-
-# RFC 8200 section 4: hop-by-hop options, routing, destination options: next header 1 | length in 8 octets less 1 | ...
-EXTENSIONS: Final = frozenset({0, 43, 60})
-FRAGMENT: Final = 44  # next header 1 | reserved 1 | offset and flags 2 | identification 4
-OFFSET_MASK: Final = 0xFFF8
-MAX_EXTENSIONS: Final = 8  # nobody honest has more; what is behind them is not looked for
 
 
 def objection(station: Station, frame: memoryview, source_mac: bytes, ethertype: int) -> str:
@@ -80,14 +71,14 @@ def _ipv6(station: Station, frame: memoryview, source_mac: bytes) -> str:
     next_header = frame[20]
     start, end = 54, len(frame)
     fragmented = False
-    for _ in range(MAX_EXTENSIONS):
-        if next_header == FRAGMENT and end >= start + 8:
-            if (frame[start + 2] << 8 | frame[start + 3]) & OFFSET_MASK:
+    for _ in range(ipv6.MAX_EXTENSIONS):
+        if next_header == ipv6.FRAGMENT and end >= start + 8:
+            if (frame[start + 2] << 8 | frame[start + 3]) & ipv6.OFFSET_MASK:
                 return "" if station.owns(source, source_mac) else "spoofed_ip"  # the first one is looked at
             fragmented = True
             end = min(end, 54 + (frame[18] << 8 | frame[19]))
             next_header, start = frame[start], start + 8
-        elif next_header in EXTENSIONS and end >= start + 8:
+        elif next_header in ipv6.EXTENSIONS and end >= start + 8:
             next_header, start = frame[start], start + 8 + frame[start + 1] * 8
         else:
             break
@@ -95,7 +86,7 @@ def _ipv6(station: Station, frame: memoryview, source_mac: bytes) -> str:
         return "malformed"
     if fragmented and end < start + 8:
         return "malformed"  # RFC 7112: the first fragment has all headers
-    if next_header == ICMPV6 and end > start:
+    if next_header == ipv6.ICMPV6 and end > start:
         verdict = _icmpv6(station, frame[start:], source, source_mac)
         if verdict:
             return verdict
@@ -103,8 +94,8 @@ def _ipv6(station: Station, frame: memoryview, source_mac: bytes) -> str:
             return "spoofed_nd"  # RFC 6980: the rest of its options is not here
     elif next_header == ipv4.UDP and bytes(frame[start : start + 2]) == DHCPV6_SERVER:
         return "rogue_dhcp"
-    if source == UNSPECIFIED:  # before he has an address: duplicate address detection, MLD
-        return "" if next_header == ICMPV6 else "spoofed_ip"
+    if source == ipv6.UNSPECIFIED:  # before he has an address: duplicate address detection, MLD
+        return "" if next_header == ipv6.ICMPV6 else "spoofed_ip"
     return "" if station.owns(source, source_mac) else "spoofed_ip"
 
 
@@ -119,7 +110,7 @@ def _icmpv6(station: Station, message: memoryview, source: bytes, source_mac: by
     option = TARGET_LINK_LAYER if kind == NEIGHBOR_ADVERTISEMENT else SOURCE_LINK_LAYER
     if kind == NEIGHBOR_ADVERTISEMENT and not station.owns(bytes(message[8:24]), source_mac):
         return "spoofed_nd"
-    if kind == NEIGHBOR_SOLICITATION and source != UNSPECIFIED and not station.owns(source, source_mac):
+    if kind == NEIGHBOR_SOLICITATION and source != ipv6.UNSPECIFIED and not station.owns(source, source_mac):
         return "spoofed_nd"
     at = 24
     while at + 8 <= len(message):

@@ -194,12 +194,12 @@ class UdpMapping:
                 return
             except OSError as error:
                 errors = self._read_errors()
-                too_large = [e.info for e in errors if e.number == errno.EMSGSIZE and not e.from_network]
-                if too_large and not size:
+                mtu = error_queue.too_large_for(errors)
+                if mtu is not None and not size:
                     self._table.guest.count("udp_send_emsgsize")
                     quoted = self._quote(route.destination, bytes(parts[0][: icmp.QUOTE_LIMIT]), len(parts[0]))
                     out = self._table.guest.out
-                    out.icmp_quote(quoted, icmp.DEST_UNREACHABLE, icmp.FRAGMENTATION_NEEDED, parameter=too_large[0])
+                    out.icmp_quote(quoted, icmp.DEST_UNREACHABLE, icmp.FRAGMENTATION_NEEDED, parameter=mtu)
                     return
                 if errors:
                     continue
@@ -303,14 +303,7 @@ class UdpMapping:
 
     def _read_errors(self) -> list[HostError]:
         """Empty the socket's error queue, and tell the guest what the network said."""
-        host = self._socket
-        if host is None:
-            return []
-        errors = error_queue.take(host)
-        for error in errors:
-            if error.from_network:
-                self._network_error(error)
-        return errors
+        return error_queue.tell(self._socket, self._network_error)
 
     def _network_error(self, error: HostError) -> None:
         """An ICMP error of the network about a datagram of ours.  It ends no mapping (RFC 4787 REQ-12)."""

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from vpnkit.errors import WireError
-from vpnkit.wire import ethernet, ipv4, tcp, udp
-from vpnkit.wire.checksum import Buffer, checksum, data_sum, fold, ones_sum
+from vpnkit.wire import ethernet, ipv4, ipv6, tcp, udp
+from vpnkit.wire.checksum import Buffer, checksum, data_sum, fold, ones_sum, tcp_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,13 +28,8 @@ GSO_TCPV6: Final = 4
 GSO_UDP_L4: Final = 5
 
 MAX_SEGMENTS: Final = 1024  # of one super-frame, so that gso_size 1 is no way to keep us busy: 64 KiB in 64s
-MAX_EXTENSIONS: Final = 8  # IPv6 headers between the fixed one and the transport; RFC 8200 has six kinds
 
 VLAN_TAGS: Final = frozenset({0x8100, 0x88A8})
-IPV6_HEADER: Final = 40
-HOP_BY_HOP: Final = 0
-ROUTING: Final = 43
-DESTINATION_OPTIONS: Final = 60
 
 CWR: Final = 0x80  # RFC 3168 section 6.1: the first segment tells
 LAST_ONLY: Final = tcp.FIN | tcp.PSH
@@ -109,20 +104,20 @@ def locate(frame: Buffer) -> Transport | None:
 
 
 def _locate_ipv6(frame: Buffer, network: int) -> Transport | None:
-    start = network + IPV6_HEADER
+    start = network + ipv6.HEADER_SIZE
     if len(frame) < start or frame[network] >> 4 != 6:
         return None
     end = start + (frame[network + 4] << 8 | frame[network + 5])
     if end > len(frame):
         return None
     following = frame[network + 6]
-    for _ in range(MAX_EXTENSIONS):
+    for _ in range(ipv6.MAX_EXTENSIONS):
         if following in (ipv4.TCP, ipv4.UDP):
-            addresses = ones_sum(frame[network + 8 : network + IPV6_HEADER])
+            addresses = ones_sum(frame[network + 8 : network + ipv6.HEADER_SIZE])
             return _transport(frame, network, 6, start, end, following, addresses)
-        if following not in (HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS) or start + 8 > end:
+        if following not in ipv6.EXTENSIONS or start + 8 > end:
             return None
-        if following == ROUTING and frame[start + 3]:
+        if following == ipv6.ROUTING and frame[start + 3]:
             return None  # the sum is over an address that is not in the header yet
         following = frame[start]
         start += (frame[start + 1] + 1) * 8
@@ -170,7 +165,8 @@ def complete_checksum(frame: Buffer) -> bytearray | None:
 def _completed(frame: Buffer, at: Transport) -> bytearray:
     total = at.pseudo + data_sum(memoryview(frame)[at.start : at.end]) + 65535 - _checksum_of(frame, at)
     done = bytearray(frame)
-    _FIELD.pack_into(done, at.start + at.field, checksum(total))
+    check = tcp_checksum(total) if at.protocol == ipv4.TCP else checksum(total)
+    _FIELD.pack_into(done, at.start + at.field, check)
     return done
 
 
@@ -284,7 +280,7 @@ class _NetworkHeader:
         header, network = self._header, self._network
         total = self._length + length
         if self._version == 6:
-            _FIELD.pack_into(header, network + 4, total - IPV6_HEADER)
+            _FIELD.pack_into(header, network + 4, total - ipv6.HEADER_SIZE)
             return
         identification = (self._identification + number) & 0xFFFF
         _PAIR.pack_into(header, network + 2, total, identification)
@@ -324,7 +320,7 @@ class _TcpHeader:
         _SEQUENCE.pack_into(header, start + 4, sequence)
         header[start + 13] = flags
         total = self._sum + sequence + flags + urgent + len(part) + data_sum(part)
-        _PAIR.pack_into(header, start + 16, checksum(total), urgent)
+        _PAIR.pack_into(header, start + 16, tcp_checksum(total), urgent)
 
 
 class _UdpHeader:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
-from vpnkit.wire.checksum import Buffer, data_sum, ones_sum
+from vpnkit.wire.checksum import Buffer, data_sum, ones_sum, tcp_checksum
 from vpnkit.wire.ipv4 import DEFAULT_TTL, DF
 from vpnkit.wire.ipv4 import HEADER as IPV4_HEADER
 from vpnkit.wire.ipv4 import TCP as PROTOCOL
@@ -185,8 +185,8 @@ class FrameTemplate:
     ) -> bytearray:
         """The headers in front of `payload` with the whole checksum, for a link that completes none.
 
-        As 2**16 is 1 modulo 65535, a 32-bit number weighs as much in the sum as its two halves.  A sum of nothing is
-        written as 0, not as its other representation, which Wireshark takes for a fault.
+        As 2**16 is 1 modulo 65535, a 32-bit number weighs as much in the sum as its two halves.  The field is
+        `tcp_checksum`, without the call.
         """
         length = 20 + len(payload)
         total = self._fixed_sum + length + sequence + acknowledgement + flags + window + data_sum(payload)
@@ -201,5 +201,5 @@ class FrameTemplate:
         frame = self.header(sequence, acknowledgement, flags, window, len(options)) + options
         frame[46] = (20 + len(options)) << 2
         total = ones_sum(frame[self.TRANSPORT :])
-        struct.pack_into("!H", frame, self.TRANSPORT + CHECKSUM_OFFSET, -total % 65535)
+        struct.pack_into("!H", frame, self.TRANSPORT + CHECKSUM_OFFSET, tcp_checksum(total))
         return frame

@@ -11,7 +11,7 @@ from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
 
-from tapdev.link import LinkCapabilities, LinkClosed
+from tapdev.link import LinkCapabilities
 from tapdev.memory import memory_link_pair
 from vpnkit.net.network import Network, NetworkOptions
 from vpnkit.net.plan import SERVER_MAC, Plan
@@ -132,7 +132,6 @@ class World:
         """Everything that these guests said was looked at: the gateway has answered a question that came last."""
         for neighbour in neighbours:
             probe = ARP(op=1, hwsrc=neighbour.mac, psrc="0.0.0.0", pdst=GATEWAY)
-            kept: list[bytes] = []
             neighbour.send(neighbour.ether(BROADCAST) / probe)
             with trio.fail_after(PATIENCE):
                 while True:
@@ -141,8 +140,7 @@ class World:
                     if answers:
                         break
                     await neighbour.link.wait_readable()
-            kept = [f for f in neighbour.heard if f not in answers]
-            neighbour.heard[:] = kept
+            neighbour.heard[:] = [f for f in neighbour.heard if f not in answers]
 
     def counter(self, neighbour: Neighbour, name: str) -> int:
         return neighbour.guest.counters[name]
@@ -168,11 +166,3 @@ async def lan(guests: int = 2, *, plan: Plan | None = None, **options: object) -
         assert not network.lan.stations
         assert not network.lan._owners
         nursery.cancel_scope.cancel()
-
-
-def sent(neighbour: Neighbour, frame: Ether) -> bool:
-    """Whether the guest's link still takes frames."""
-    try:
-        return neighbour.link.send((bytes(frame),))
-    except LinkClosed:
-        return False

@@ -14,12 +14,13 @@ from scapy.layers.inet6 import (
     IPv6,
     IPv6ExtHdrHopByHop,
 )
-from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.l2 import ARP, Dot1Q
 from scapy.packet import Raw
 
 from tapdev.link import LinkCapabilities
 from tests.vpnkit.net.neighbours import BROADCAST, GATEWAY, SERVER, lan
-from vpnkit.net.lan import MAX_ADDRESSES, link_local
+from vpnkit.net.lan import MAX_ADDRESSES
+from vpnkit.wire.ipv6 import link_local
 
 OURS6 = "fe80::f416:36ff:febc:f9c6"
 
@@ -315,7 +316,3 @@ async def test_an_address_that_was_given_back_is_free():
         assert await a.dhcp("release", ciaddr=ip, options=[("server_id", GATEWAY)]) is None
         assert await b.lease() == "192.168.65.4", "it is kept for him as long as there are others"
         assert (await c.dhcp("request", options=[("requested_addr", ip)]))["message-type"] == 5
-
-
-def test_scapy_reads_what_it_wrote():
-    assert Ether(bytes(Ether() / IP() / UDP()))[UDP].sport == 53

@@ -12,7 +12,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from tapdev.link import Gso, LinkCapabilities
 from vpnkit.errors import WireError
-from vpnkit.wire import offload
+from vpnkit.wire import ipv6, offload
 from vpnkit.wire.checksum import fold, is_valid, ones_sum
 from vpnkit.wire.offload import (
     MAX_SEGMENTS,
@@ -191,7 +191,7 @@ class TestChecksums:
 
     def test_too_many_extension_headers(self):
         frame = ETHER / IP6
-        for _ in range(offload.MAX_EXTENSIONS):
+        for _ in range(ipv6.MAX_EXTENSIONS):
             frame = frame / IPv6ExtHdrDestOpt()
         assert locate(bytes(frame / UDP() / b"data")) is None
 
