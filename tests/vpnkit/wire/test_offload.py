@@ -12,7 +12,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 
 from tapdev.link import Gso, LinkCapabilities
 from vpnkit.errors import WireError
-from vpnkit.wire import ipv6, offload
+from vpnkit.wire import ipv6
 from vpnkit.wire.checksum import fold, is_valid, ones_sum
 from vpnkit.wire.offload import (
     MAX_SEGMENTS,
