@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from vpnkit.errors import ConfigError
+from vpnkit.wire.ipv6 import link_local
 
 DEFAULT_SUBNET: Final = IPv4Network("192.168.65.0/24")
+DEFAULT_PREFIX6: Final = IPv6Network("fd65:7670:6e6b::/64")
+LEAST_MTU6: Final = 1280  # RFC 8200 section 5: a smaller link carries no IPv6
 SERVER_MAC: Final = bytes.fromhex("f61636bcf9c6")  # the original's
 GUEST_MAC_PREFIX: Final = bytes.fromhex("0250")  # then a 32-bit guest number, from 1
 
@@ -31,6 +34,7 @@ class Plan:
     host: IPv4Address | None = None  # the alias of the host's loopback; default: the second address
     host_loopback: bool = True  # False: there is no alias
     guest: IPv4Address | None = None  # the first guest; default: the third address
+    prefix6: IPv6Network | None = DEFAULT_PREFIX6  # None: there is no IPv6
     mtu: int = 65520
     domain: str = ""
     search: tuple[str, ...] = ()
@@ -54,6 +58,8 @@ class Plan:
             if address in used:
                 raise ConfigError(f"{name} address {address} is already the {used[address]} address")
             used[address] = name
+        if self.prefix6 is not None and self.prefix6.prefixlen != 64:
+            raise ConfigError(f"IPv6 prefix {self.prefix6} is no /64, which guests need to make their addresses")
         if not 576 <= self.mtu <= 65520:
             raise ConfigError(f"mtu {self.mtu} is out of range: 576 to 65520")
 
@@ -66,6 +72,27 @@ class Plan:
     def host_ip(self) -> IPv4Address | None:
         """The alias of the host's loopback, or None when it is disabled."""
         return self.host if self.host_loopback else None
+
+    @property
+    def gateway6(self) -> IPv6Address | None:
+        """Our IPv6 address, the prefix's first, or None where there is no IPv6."""
+        return None if self.prefix6 is None else self.prefix6[1]
+
+    @property
+    def host6(self) -> IPv6Address | None:
+        """The alias of the host's ::1, the prefix's second, or None when it is disabled."""
+        return None if self.prefix6 is None or not self.host_loopback else self.prefix6[2]
+
+    @property
+    def link_local(self) -> bytes:
+        """The gateway's link-local address, 16 octets: who routers advertise as (RFC 4861 section 6.1.2)."""
+        return link_local(self.server_mac)
+
+    def ours(self) -> set[bytes]:
+        """Every address that is ours and answered for, 4 and 16 octets."""
+        found = (self.gateway_ip, self.host_ip, self.gateway6, self.host6)
+        answered = {address.packed for address in found if address is not None}
+        return answered if self.prefix6 is None else answered | {self.link_local}
 
     @property
     def guest_ip(self) -> IPv4Address:
