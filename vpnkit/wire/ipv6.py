@@ -48,7 +48,7 @@ UNSPECIFIED: Final = bytes(16)
 ALL_NODES: Final = bytes.fromhex("ff02 0000 0000 0000 0000 0000 0000 0001")
 ALL_ROUTERS: Final = bytes.fromhex("ff02 0000 0000 0000 0000 0000 0000 0002")
 ALL_DHCP_RELAYS_AND_SERVERS: Final = bytes.fromhex("ff02 0000 0000 0000 0000 0000 0001 0002")
-SOLICITED_NODE_PREFIX: Final = bytes.fromhex("ff02 0000 0000 0000 0000 0001 ff")  # and the last 3 octets of the address
+SOLICITED_NODE: Final = bytes.fromhex("ff02 0000 0000 0000 0000 0001 ff")  # and the last 3 octets of the address
 
 # Codes of a Parameter Problem (RFC 4443 section 3.4, RFC 7112 section 5)
 ERRONEOUS_HEADER: Final = 0
@@ -357,7 +357,7 @@ def link_local(mac: bytes) -> bytes:
 
 def solicited_node(address: bytes) -> bytes:
     """The multicast address by which the owner of `address` is asked for (RFC 4291 section 2.7.1)."""
-    return SOLICITED_NODE_PREFIX + address[13:]
+    return SOLICITED_NODE + address[13:]
 
 
 def multicast_mac(address: bytes) -> bytes:
