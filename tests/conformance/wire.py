@@ -21,7 +21,7 @@ from tapdev.memory import memory_link_pair
 from vpnkit.flow import host as host_sockets
 from vpnkit.flow.poller import HANGUP
 from vpnkit.net.guest import Guest
-from vpnkit.net.network import _dhcp_config
+from vpnkit.net.leasing import dhcp_config
 from vpnkit.net.plan import SERVER_MAC, Plan, guest_mac
 from vpnkit.proto.dhcp import DhcpServer
 from vpnkit.services.dhcp import DhcpService
@@ -219,7 +219,7 @@ class Wire:
         self.guest = Guest(
             ours,
             plan,
-            DhcpService(DhcpServer(_dhcp_config(plan))),
+            DhcpService(DhcpServer(dhcp_config(plan))),
             random.Random(1),
             nursery,
             ip=bytes(map(int, GUEST.split("."))),

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vpnkit.net.network import _dhcp_config
+from vpnkit.net.leasing import dhcp_config
 from vpnkit.net.plan import Plan
 from vpnkit.proto import dns as dns_rules
 from vpnkit.proto.dhcp import BOUND, MAX_BINDINGS, MAX_DECLINED, DhcpReply, DhcpServer
@@ -32,7 +32,7 @@ class DhcpClients(RuleBasedStateMachine):
         from ipaddress import IPv4Network
 
         plan = Plan(subnet=IPv4Network("192.168.65.0/24"))
-        self.server = DhcpServer(replace(_dhcp_config(plan), last=octet(last)))
+        self.server = DhcpServer(replace(dhcp_config(plan), last=octet(last)))
         self.now = 0.0
         self.users: dict[bytes, bytes] = {}  # address -> MAC of who is seen to use it
         self.server.is_taken = lambda ip, mac: self.users.get(ip, mac) != mac

@@ -11,7 +11,7 @@ from tests.fuzz import frames
 from tests.fuzz.victim import RecordingHost
 from vpnkit.net.guest import Guest
 from vpnkit.net.lan import MAX_ADDRESSES, Lan
-from vpnkit.net.network import _dhcp_config
+from vpnkit.net.leasing import dhcp_config
 from vpnkit.net.plan import Plan
 from vpnkit.proto.dhcp import MAX_BINDINGS, MAX_DECLINED, DhcpServer
 from vpnkit.services.dhcp import DhcpService
@@ -117,7 +117,7 @@ class Village:
         self.nursery = nursery
         self.clock = clock
         self.plan = plan or Plan()
-        self.server = DhcpServer(_dhcp_config(self.plan))
+        self.server = DhcpServer(dhcp_config(self.plan))
         self.dhcp = DhcpService(self.server)
         self.lan = Lan(self.plan, self.server)
         self.host = RecordingHost()

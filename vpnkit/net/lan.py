@@ -15,8 +15,7 @@ import trio
 from tapdev.switch import Switch
 from vpnkit.net.source_filter import objection
 from vpnkit.net.too_large import cut_or_refuse
-from vpnkit.wire import arp, ethernet
-from vpnkit.wire.ipv6 import link_local
+from vpnkit.wire import arp, ethernet, ipv6, ndp
 from vpnkit.wire.offload import adapt
 
 if TYPE_CHECKING:
@@ -52,12 +51,16 @@ class Lan:
         dhcp.is_taken = self._is_taken
         dhcp.is_used = lambda ip: ip in self._owners
         dhcp.on_released = self._released
+        self.remembered: Callable[[bytes], list[bytes]] = lambda mac: []  # what DHCPv6 gave to that MAC address
         self._owners: dict[bytes, Station] = {}  # IPv4 and IPv6 addresses, 4 and 16 octets
         self._changed = trio.lowlevel.ParkingLot()  # somebody waits for an address to get an owner
-        self._asked: dict[bytes, float] = {}  # IPv4 addresses of forwards that nobody has -> when we asked last
-        self.ours = {plan.gateway_ip.packed, link_local(plan.server_mac)}
-        if plan.host is not None:
+        self._asked: dict[bytes, float] = {}  # addresses of forwards that nobody has -> when we asked last
+        self.ours = plan.ours() | {ipv6.link_local(plan.server_mac)}
+        if plan.host is not None:  # also when it is disabled
             self.ours.add(plan.host.packed)
+        self._prefix6 = None if plan.prefix6 is None else plan.prefix6.network_address.packed[:8]
+        if plan.prefix6 is not None:  # all routers' anycast address (RFC 4291 section 2.6.1), and likewise
+            self.ours |= {plan.prefix6[0].packed, plan.prefix6[2].packed}
         self._subnet = int(plan.subnet.network_address)
         self._host_mask = ~int(plan.subnet.netmask) & 0xFFFFFFFF
 
@@ -76,7 +79,8 @@ class Lan:
         return None if station is None else Holder(station, station.addresses[ip])
 
     async def resolve(self, ip: bytes) -> Holder | None:
-        """Who has the IPv4 address `ip`; a guest that has not spoken yet is asked by ARP.  None: nobody answers."""
+        """Who has `ip` (4 or 16 octets); guests are asked, by ARP or a neighbour solicitation, while nobody is known to.
+        None: nobody answers."""
         for _ in range(RESOLVE_TRIES):
             found = self.holder(ip)
             if found is not None:
@@ -96,14 +100,20 @@ class Lan:
                 station.ask(ip)
 
     def is_station_address(self, ip: bytes) -> bool:
-        """Whether a guest may have `ip` at all: a host address of the subnet and not one of ours, or an IPv6 unicast
-        address."""
+        """Whether who speaks to us may have `ip` at all: a host address of the subnet or of the IPv6 prefix, or a
+        link-local IPv6 address, and not one of ours."""
         if ip in self.ours:
             return False
         if len(ip) == 4:
             number = int.from_bytes(ip, "big")
             return (number ^ self._subnet) & ~self._host_mask == 0 and 0 < number & self._host_mask < self._host_mask
-        return ip[0] != 0xFF and any(ip[:10])  # not multicast; not ::, ::1 and v4-mapped
+        return ip[:8] == self._prefix6 or (ip[0] == 0xFE and ip[1] & 0xC0 == 0x80)
+
+    def _may_belong(self, ip: bytes) -> bool:
+        """The same for who speaks to a neighbour: guests may have an IPv6 network of their own."""
+        if len(ip) == 4:
+            return self.is_station_address(ip)
+        return ip not in self.ours and ip[0] != 0xFF and any(ip[:10])  # not multicast; not ::, ::1 and v4-mapped
 
     def claim(self, station: Station, ip: bytes, mac: bytes) -> bool:
         """Let `station` have `ip`.  False: it is somebody else's, or nobody may have it."""
@@ -112,7 +122,7 @@ class Lan:
             if owner.identity is None or owner.identity != station.identity:
                 return False
             del owner.addresses[ip]
-        elif not self.is_station_address(ip) or (len(ip) == 4 and not self._dhcp.may_use(ip, mac)):
+        elif not self._may_belong(ip) or (len(ip) == 4 and not self._dhcp.may_use(ip, mac)):
             return False
         addresses = station.addresses
         if ip not in addresses and len(addresses) >= MAX_ADDRESSES:
@@ -136,6 +146,8 @@ class Lan:
         ip = self._dhcp.address_of(mac)
         if ip is not None:
             self.claim(station, ip, mac)
+        for address in self.remembered(mac):
+            self.claim(station, address, mac)
 
     def _too_large(self, source: Port, to: Port, frame: memoryview) -> bool:
         sender = next((station for station in self.stations if station.port is source), None)
@@ -220,8 +232,15 @@ class Station:
         return {f"switch_{what}": counters[what] for what in ("queue_full", "unfit") if counters[what]}
 
     def ask(self, ip: bytes) -> None:
-        """Ask this guest whether he has `ip`, RFC 826."""
+        """Ask this guest whether he has `ip`: RFC 826, or RFC 4861 section 7.2.2."""
         plan = self.lan.plan
+        if len(ip) == 16:
+            group = ipv6.solicited_node(ip)
+            message = ndp.NeighborSolicitation(ip, plan.server_mac).encode(plan.link_local, group)
+            header = ethernet.HEADER.pack(ipv6.multicast_mac(group), plan.server_mac, ethernet.ETHERTYPE_IPV6)
+            packet = ipv6.encode_header(plan.link_local, group, ipv6.ICMPV6, len(message), ttl=ndp.HOP_LIMIT)
+            self.port.deliver((header, packet, message))
+            return
         question = arp.ArpPacket(arp.REQUEST, plan.server_mac, plan.gateway_ip.packed, bytes(6), ip)
         header = ethernet.HEADER.pack(ethernet.BROADCAST, plan.server_mac, ethernet.ETHERTYPE_ARP)
         self.port.deliver((header + question.encode(),))

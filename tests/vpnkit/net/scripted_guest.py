@@ -19,7 +19,7 @@ from scapy.layers.l2 import ARP, Ether
 from tapdev.link import LinkCapabilities, LinkClosed
 from tapdev.memory import MemoryLink, memory_link_pair
 from vpnkit.net.guest import Guest
-from vpnkit.net.network import _dhcp_config
+from vpnkit.net.leasing import dhcp_config
 from vpnkit.net.plan import Plan, guest_mac
 from vpnkit.proto.dhcp import DhcpServer
 from vpnkit.proto.tcp.connection import Offer, TcpConnection
@@ -297,7 +297,7 @@ async def world(
     """Both run until the block ends; then the link closes, and nothing of the guest's may be left."""
     plan = plan or Plan()
     ours, theirs = memory_link_pair(capabilities=capabilities, queue_frames=queue_frames)
-    dhcp = DhcpService(DhcpServer(_dhcp_config(plan)))
+    dhcp = DhcpService(DhcpServer(dhcp_config(plan)))
     async with trio.open_nursery() as nursery:
         guest = Guest(
             ours,

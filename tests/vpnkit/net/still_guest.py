@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tapdev.link import LinkCapabilities
 from tapdev.memory import memory_link_pair
 from vpnkit.net.guest import Guest
-from vpnkit.net.network import _dhcp_config
+from vpnkit.net.leasing import dhcp_config
 from vpnkit.net.plan import Plan, guest_mac
 from vpnkit.proto.dhcp import DhcpServer
 from vpnkit.services.dhcp import DhcpService
@@ -85,7 +85,7 @@ class StillGuest:
         ours, self.link = memory_link_pair(
             capabilities=capabilities or LinkCapabilities(mtu=1500), queue_frames=queue_frames
         )
-        dhcp = DhcpService(DhcpServer(_dhcp_config(plan)))
+        dhcp = DhcpService(DhcpServer(dhcp_config(plan)))
         self.guest = Guest(
             ours, plan, dhcp, random.Random(1), nursery, ip=IP_ADDRESS, mac=MAC, verify_checksums=verify_checksums
         )

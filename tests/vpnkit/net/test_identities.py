@@ -10,7 +10,7 @@ from tapdev.vmnet import Refused
 from tests.vpnkit.net.neighbours import lan
 from vpnkit.net import identities
 from vpnkit.net.identities import Identities
-from vpnkit.net.network import _dhcp_config
+from vpnkit.net.leasing import dhcp_config
 from vpnkit.net.plan import Plan
 from vpnkit.proto.dhcp import DhcpServer
 
@@ -23,7 +23,7 @@ def ip(last: int) -> bytes:
 
 @pytest.fixture
 def registry():
-    return Identities(DhcpServer(_dhcp_config(Plan())), lambda mac: False)
+    return Identities(DhcpServer(dhcp_config(Plan())), lambda mac: False)
 
 
 def test_the_first_client_has_the_first_addresses(registry):
@@ -67,7 +67,7 @@ def test_clients_without_uuid_are_all_different(registry):
 def test_there_are_no_more_addresses_than_there_are():
     from ipaddress import IPv4Network
 
-    registry = Identities(DhcpServer(_dhcp_config(Plan(subnet=IPv4Network("10.0.0.0/29")))), lambda mac: False)
+    registry = Identities(DhcpServer(dhcp_config(Plan(subnet=IPv4Network("10.0.0.0/29")))), lambda mac: False)
     for _ in range(4):
         registry.register(uuid4(), None, 0.0)
     with pytest.raises(Refused, match=r"^No IP addresses available\.$"):
@@ -77,7 +77,7 @@ def test_there_are_no_more_addresses_than_there_are():
 def test_the_oldest_absent_client_makes_place(monkeypatch):
     monkeypatch.setattr(identities, "MAX_IDENTITIES", 3)
     here = set()
-    registry = Identities(DhcpServer(_dhcp_config(Plan())), lambda mac: mac in here)
+    registry = Identities(DhcpServer(dhcp_config(Plan())), lambda mac: mac in here)
     first, second, _ = (registry.register(uuid4(), None, 0.0) for _ in range(3))
     here.add(first.mac)
     fourth = registry.register(uuid4(), None, 0.0)
