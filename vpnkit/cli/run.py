@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from portfwd.table import Forward
     from tapdev.netns import NamespaceGuest
-    from vpnkit.control.api import Reporter
+    from vpnkit.control.api import Operator
     from vpnkit.net.network import NetworkOptions
     from vpnkit.net.plan import Plan
 
@@ -96,7 +96,7 @@ def _serve(
 
     from tapdev.tap import TapLink
     from vpnkit.net.network import Network
-    from vpnkit.net.reporting import NetworkReporter
+    from vpnkit.net.operator import NetworkOperator
 
     log = logging.getLogger(__name__)
     started = False
@@ -128,7 +128,7 @@ def _serve(
                     for text in forwards:
                         for forward in await network.expose(text):
                             _say_chosen_port(text, forward)
-                    path = await _start_control(nursery, NetworkReporter(network), control)
+                    path = await _start_control(nursery, NetworkOperator(network), control)
                     guest.remove_when_killed(str(path))
                     await guest.wait_configured()
                     network.assign(guest_mac(1), plan.guest_ip)
@@ -147,15 +147,16 @@ def _serve(
     return trio.run(main)
 
 
-async def _start_control(nursery: trio.Nursery, reporter: Reporter, control: Path | None) -> Path:
+async def _start_control(nursery: trio.Nursery, operator: Operator, control: Path | None) -> Path:
     from vpnkit.control.api import serve_control
+    from vpnkit.control.instance import instance_router
     from vpnkit.control.paths import served_by, socket_path
 
     if control is None:
         control = socket_path("default")
         if served_by(control) is not None:
             control = socket_path(f"run-{os.getpid()}")
-    await nursery.start(serve_control, control, reporter)
+    await nursery.start(serve_control, control, instance_router(operator))
     return control
 
 

@@ -25,12 +25,12 @@ from tapdev.spec import DEFAULT_MTU, Kind
 from vpnkit.cli.activation import addresses, adopt, inherited_sockets
 from vpnkit.cli.limits import raise_descriptor_limit
 from vpnkit.cli.readiness import ServiceManager, ready_line, write_ready
-from vpnkit.control.api import routes
 from vpnkit.control.http import serve_http
+from vpnkit.control.instance import instance_router
 from vpnkit.control.listen import listening
 from vpnkit.errors import VpnkitError
 from vpnkit.net.network import Network, NetworkOptions
-from vpnkit.net.reporting import NetworkReporter
+from vpnkit.net.operator import NetworkOperator
 from vpnkit.wire.checksum import enable_fast_sums
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def serve(
                 listener = closing.enter_context(_control(settings.control_path, adopted))
                 exposed = [str(forward.spec) for text in forwards for forward in await network.expose(text)]
 
-                nursery.start_soon(serve_http, listener, routes(NetworkReporter(network), network.connect))
+                nursery.start_soon(serve_http, listener, instance_router(NetworkOperator(network)))
                 nursery.start_soon(_run, sources, network, nursery.cancel_scope)
                 nursery.start_soon(manager.feed_watchdog)
                 urls = [str(source.spec) for source in sources]

@@ -1,26 +1,37 @@
-"""The routes of the control API, over whatever can report: JSON, read-only, one record type per path.
+"""Our own paths, `/v1/...`: what an instance says about itself, and what may be changed.
 
 A list is a bare JSON array.  GET changes nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
+import msgspec
 import trio
 
-from vpnkit.control.http import Takeover, json_response, serve_http
+from portfwd.errors import ForwardError
+from portfwd.spec import SpecError
+from vpnkit.control.connection import OWNER
+from vpnkit.control.events import EVENT_STREAM, JSON_LINES, EventStreams
+from vpnkit.control.http import serve_http
 from vpnkit.control.listen import listening
+from vpnkit.control.message import HttpError, Takeover, json_response
+from vpnkit.control.routes import ANY, Argument, Route, Router
+from vpnkit.net.events import Event
+from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from vpnkit.control.http import Handler, Request, Response, Routes
-    from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
+    from vpnkit.control.message import Handler, Request, Response
+    from vpnkit.net.events import EventHub
 
 
 Connect: TypeAlias = "Callable[[trio.SocketStream, bytes], Awaitable[None]]"
+
+SPEC: Final = Argument("spec", "a forward as `vpnkit ports` shows it", example="127.0.0.1:8080:80")
 
 
 class Reporter(Protocol):
@@ -47,41 +58,124 @@ class Reporter(Protocol):
         ...
 
 
-def routes(reporter: Reporter, connect: Connect | None = None) -> Routes:
-    """Path -> method -> handler.
+class Operator(Reporter, Protocol):
+    """The same, and what he may do."""
 
-    `connect` is what gvproxy's `/connect` leads to: a guest at the other end of the stream, whose first octets may be
-    there already.
-    """
-    found: dict[str, dict[str, Handler]] = {
-        "/v1/status": {"GET": _reporting(reporter.status)},
-        "/v1/guests": {"GET": _reporting(reporter.guests)},
-        "/v1/flows": {"GET": _reporting(reporter.flows)},
-        "/v1/leases": {"GET": _reporting(reporter.leases)},
-        "/v1/forwards": {"GET": _reporting(reporter.forwards)},
-    }
-    if connect is not None:
-        found["/connect"] = dict.fromkeys(("GET", "POST"), _taking_over(connect))
-    return found
+    @property
+    def events(self) -> EventHub:
+        """What happens."""
+        ...
+
+    async def expose(self, text: str) -> list[ForwardReport]:
+        """Forward what the port spec `text` says, all of it or nothing.  Raises SpecError and ForwardError."""
+        ...
+
+    async def unexpose(self, text: str) -> list[ForwardReport]:
+        """Undo it; returns what is gone.  Raises SpecError, and ForwardError when there is no such forward."""
+        ...
+
+    async def connect(self, stream: trio.SocketStream, received: bytes) -> None:
+        """Serve the guest at the other end of `stream`, whose first octets are `received`.  Takes over the stream."""
+        ...
+
+
+class ForwardRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to forward."""
+
+    spec: str  # as after `vpnkit expose`: [HOST_IP:]HOST_PORT:[GUEST_IP:]GUEST_PORT[/tcp|udp] and the other forms
+
+
+def reports(reporter: Reporter) -> list[Route]:
+    """The routes that only tell."""
+    return [
+        Route(
+            "GET", "/v1/status", _reporting(reporter.status), "The instance at a glance.", answers={200: StatusReport}
+        ),
+        Route("GET", "/v1/guests", _reporting(reporter.guests), "The guests.", answers={200: list[GuestReport]}),
+        Route("GET", "/v1/flows", _reporting(reporter.flows), "The open connections.", answers={200: list[FlowReport]}),
+        Route("GET", "/v1/leases", _reporting(reporter.leases), "The leases.", answers={200: list[LeaseReport]}),
+        Route(
+            "GET", "/v1/forwards", _reporting(reporter.forwards), "The forwards.", answers={200: list[ForwardReport]}
+        ),
+    ]
+
+
+def changes(operator: Operator) -> list[Route]:
+    """The routes that change something, and the one that goes on."""
+    forwards = Forwards(operator)
+    return [
+        Route(
+            "POST",
+            "/v1/forwards",
+            forwards.add,
+            "Forward ports of the host: all that the spec says, or nothing.",
+            body=ForwardRequest,
+            answers={201: list[ForwardReport]},
+            errors={400: "the spec is wrong", 409: "the port cannot be had", 415: "the body is not JSON"},
+        ),
+        Route(
+            "DELETE",
+            "/v1/forwards",
+            forwards.remove,
+            "Stop forwarding; connections that are open go on.",
+            query=(SPEC,),
+            answers={200: list[ForwardReport]},
+            errors={400: "the spec is wrong", 404: "there is no such forward"},
+        ),
+        Route(
+            "GET",
+            "/v1/events",
+            EventStreams(operator.events).open,
+            "What happens from now on: one JSON object on each line, or server-sent events.",
+            media={JSON_LINES: Event, EVENT_STREAM: Event},
+            errors={503: "too many streams are open"},
+        ),
+    ]
+
+
+class Forwards:
+    """What changes the forwards."""
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+
+    async def add(self, request: Request) -> Response:
+        wanted = request.decoded(ForwardRequest)
+        try:
+            return json_response(await self._operator.expose(wanted.spec), 201)
+        except SpecError as error:
+            raise HttpError(400, "bad_spec", str(error)) from None
+        except ForwardError as error:
+            raise HttpError(409, "cannot_forward", str(error)) from None
+
+    async def remove(self, request: Request) -> Response:
+        try:
+            return json_response(await self._operator.unexpose(request.arguments()[SPEC.name]))
+        except SpecError as error:
+            raise HttpError(400, "bad_spec", str(error)) from None
+        except ForwardError as error:
+            raise HttpError(404, "not_forwarded", str(error)) from None
+
+
+def connecting(connect: Connect) -> Route:
+    """gvproxy's `/connect`: a guest at the other end of the stream, whose first octets may be there already."""
+
+    async def handler(_request: Request) -> Takeover:
+        return Takeover(connect)
+
+    return Route(ANY, "/connect", handler)
 
 
 async def serve_control(
-    path: Path, reporter: Reporter, *, task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED
+    path: Path, router: Router, *, task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve the control API on the unix socket `path` until cancelled; the path is gone afterwards.
+    """Serve `router` on the unix socket `path` until cancelled; the path is gone afterwards.
 
     Reports started when the socket accepts.  Raises ControlError when it cannot be had.
     """
     with listening(path) as listener:
         task_status.started(path)
-        await serve_http(listener, routes(reporter))
-
-
-def _taking_over(connect: Connect) -> Handler:
-    async def handler(_request: Request) -> Takeover:
-        return Takeover(connect)
-
-    return handler
+        await serve_http(listener, router, OWNER)
 
 
 def _reporting(report: Callable[[], object]) -> Handler:

@@ -1,18 +1,26 @@
-"""What the gateway itself answers to one guest: DHCP, and DNS over UDP and TCP."""
+"""What the gateway itself answers to one guest: DHCP for both IPs, and DNS over UDP and TCP."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
+from vpnkit.net.policy import Service
+from vpnkit.wire import dhcpv6, ipv6
+
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from vpnkit.flow.stream import GuestStream
     from vpnkit.net.guest import Guest
-    from vpnkit.net.policy import Service
     from vpnkit.services.dhcp import DhcpService
+    from vpnkit.services.dhcpv6 import Dhcpv6Service
     from vpnkit.services.dns import DnsService
+    from vpnkit.wire.ipv6 import Ipv6Packet
+
+    StreamService: TypeAlias = Callable[[GuestStream, bytes], Awaitable[None]]  # the stream, and the guest's address
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +30,9 @@ class Gateway:
 
     def __init__(self, guest: Guest, dhcp: DhcpService, nursery: trio.Nursery) -> None:
         self.dns: DnsService | None = None  # set by whoever made the guest: it needs his poller
+        self.dhcpv6_service: Dhcpv6Service | None = None  # likewise; None where the plan has no IPv6
+        self.on_lease: Callable[[Guest, bytes, bytes], None] = lambda guest, ip, mac: None  # likewise
+        self.services: dict[Service, StreamService] = {Service.DNS: self._serve_dns}
         self._guest = guest
         self._dhcp = dhcp
         self._nursery = nursery
@@ -42,8 +53,33 @@ class Gateway:
             return
         if answer.assigned is not None:
             station.given(answer.assigned, answer.client_mac)
+            self.on_lease(guest, answer.assigned, answer.client_mac)
         guest.udp.send(
             guest.plan.gateway_ip.packed, 67, answer.destination_ip, 68, answer.destination_mac, (answer.payload,)
+        )
+
+    def dhcpv6(self, packet: Ipv6Packet, source_port: int, source_mac: bytes, payload: memoryview) -> None:
+        """A datagram to port 547 of all servers' address or of ours.  The answer goes to the client's port, whichever
+        it came from (RFC 8415 section 7.2)."""
+        guest = self._guest
+        if self.dhcpv6_service is None or packet.source == ipv6.UNSPECIFIED:
+            guest.count("dhcpv6_ignored")
+            return
+        multicast = packet.destination == ipv6.ALL_DHCP_RELAYS_AND_SERVERS
+        answer = self.dhcpv6_service.datagram(payload, source_mac, guest.now(), multicast=multicast)
+        if answer is None:
+            guest.count("dhcpv6_ignored")
+            return
+        for address in answer.assigned:
+            guest.station.owns(address, source_mac)
+            self.on_lease(guest, address, source_mac)
+        guest.udp.send(
+            guest.plan.link_local,
+            dhcpv6.SERVER_PORT,
+            packet.source,
+            dhcpv6.CLIENT_PORT,
+            source_mac,
+            (answer.payload,),
         )
 
     def dns_query(self, source: bytes, port: int, mac: bytes, query: memoryview) -> None:
@@ -59,13 +95,12 @@ class Gateway:
 
     def serve(self, service: Service, stream: GuestStream, source: bytes) -> None:
         """Let a service of the gateway have a connection of the guest."""
-        self._nursery.start_soon(self._serve_stream, stream, source)
+        self._nursery.start_soon(self._serve_stream, service, stream, source)
 
-    async def _serve_stream(self, stream: GuestStream, source: bytes) -> None:
+    async def _serve_stream(self, service: Service, stream: GuestStream, source: bytes) -> None:
         try:
             await stream.wait_open()
-            if self.dns is not None:
-                await self.dns.serve_stream(stream, source)
+            await self.services[service](stream, source)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except Exception:  # the containment boundary of one connection
@@ -73,6 +108,10 @@ class Gateway:
             log.exception("guest %d: internal error in a service", self._guest.number)
         finally:
             stream.abort()
+
+    async def _serve_dns(self, stream: GuestStream, source: bytes) -> None:
+        if self.dns is not None:
+            await self.dns.serve_stream(stream, source)
 
     def close(self) -> None:
         if self.dns is not None:

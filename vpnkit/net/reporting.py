@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -13,6 +13,7 @@ import vpnkit
 from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
 
 if TYPE_CHECKING:
+    from portfwd.table import Forward
     from tapdev.link import Link
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.guest import Guest
@@ -74,7 +75,7 @@ class NetworkReporter:
         )
 
     def guests(self) -> list[GuestReport]:
-        return [_guest(guest) for guest in self._network.guests]
+        return [guest_report(guest) for guest in self._network.guests]
 
     def flows(self) -> list[FlowReport]:
         now = trio.current_time()
@@ -87,35 +88,42 @@ class NetworkReporter:
 
     def leases(self) -> list[LeaseReport]:
         now = trio.current_time()
+        network = self._network
+        leases = network.dhcp.leases(now) + (network.dhcpv6.leases(now) if network.dhcpv6 else [])
         return [
             LeaseReport(
-                ip=str(IPv4Address(lease.ip)),
+                ip=str(ip_address(lease.ip)),
                 mac=lease.mac.hex(":"),
                 hostname=lease.hostname,
                 client_id=lease.client_id.hex(),
                 expires_in_seconds=None if lease.expires_at == float("inf") else max(lease.expires_at - now, 0.0),
                 state=lease.state,
             )
-            for lease in self._network.dhcp.leases(now)
+            for lease in leases
         ]
 
     def forwards(self) -> list[ForwardReport]:
-        return [
-            ForwardReport(
-                protocol=forward.spec.protocol,
-                host_address=address,
-                host_port=port,
-                guest_address=forward.spec.guest_address or None,
-                guest_port=forward.spec.guest_port,
-                connections=forward.connections,
-                spec=str(forward.spec),
-            )
-            for forward in self._network.forwards.list()
-            for address, port in forward.addresses
-        ]
+        return [report for forward in self._network.forwards.list() for report in forward_reports(forward)]
 
 
-def _guest(guest: Guest) -> GuestReport:
+def forward_reports(forward: Forward) -> list[ForwardReport]:
+    """What is said of `forward`, one record for each address that it listens on."""
+    return [
+        ForwardReport(
+            protocol=forward.spec.protocol,
+            host_address=address,
+            host_port=port,
+            guest_address=forward.spec.guest_address or None,
+            guest_port=forward.spec.guest_port,
+            connections=forward.connections,
+            spec=str(forward.spec),
+        )
+        for address, port in forward.addresses
+    ]
+
+
+def guest_report(guest: Guest) -> GuestReport:
+    """What is said of `guest`."""
     capabilities = guest.link.capabilities
     return GuestReport(
         id=guest.number,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.vpnkit.control.reporter import FixedReporter
+from tests.vpnkit.control.reporter import FixedOperator
 from vpnkit.cli import main, text
 from vpnkit.control.api import serve_control
+from vpnkit.control.instance import instance_router
 from vpnkit.control.paths import make_runtime_directory, socket_path
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 async def instance(runtime: Path, nursery: trio.Nursery) -> AsyncIterator[Path]:
-    path: Path = await nursery.start(serve_control, socket_path("default"), FixedReporter())
+    path: Path = await nursery.start(serve_control, socket_path("default"), instance_router(FixedOperator()))
     yield path
     nursery.cancel_scope.cancel()
 

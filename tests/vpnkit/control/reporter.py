@@ -1,11 +1,23 @@
-"""A running instance that always says the same."""
+"""A running instance that always says the same, but for its forwards."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from portfwd.errors import ForwardError
+from portfwd.spec import Spec, parse
+from vpnkit.net.events import EventHub, ForwardAdded
 from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
 
+if TYPE_CHECKING:
+    import trio
 
-class FixedReporter:
+
+class FixedOperator:
+    def __init__(self) -> None:
+        self.events = EventHub(lambda: 1_700_000_000.5)
+        self.specs = [Spec(8080, 80)]
+
     def status(self) -> StatusReport:
         return StatusReport(
             name="default",
@@ -75,14 +87,36 @@ class FixedReporter:
         ]
 
     def forwards(self) -> list[ForwardReport]:
-        return [
-            ForwardReport(
-                protocol="tcp",
-                host_address="127.0.0.1",
-                host_port=8080,
-                guest_address=None,
-                guest_port=80,
-                connections=0,
-                spec="8080:80",
-            )
-        ]
+        return [_report(spec) for spec in self.specs]
+
+    async def expose(self, text: str) -> list[ForwardReport]:
+        made = parse(text)
+        for spec in made:
+            if any(known.host_port == spec.host_port for known in self.specs):
+                raise ForwardError(f"cannot forward {spec}: 127.0.0.1:{spec.host_port} is in use")
+        self.specs += made
+        self.events.publish(ForwardAdded(time=self.events.now(), forwards=[_report(spec) for spec in made]))
+        return [_report(spec) for spec in made]
+
+    async def unexpose(self, text: str) -> list[ForwardReport]:
+        gone = parse(text)
+        for spec in gone:
+            if spec not in self.specs:
+                raise ForwardError(f"{spec} is not forwarded; nothing is")
+            self.specs.remove(spec)
+        return [_report(spec) for spec in gone]
+
+    async def connect(self, stream: trio.SocketStream, received: bytes) -> None:
+        raise AssertionError("no guest was expected")
+
+
+def _report(spec: Spec) -> ForwardReport:
+    return ForwardReport(
+        protocol=spec.protocol,
+        host_address=spec.host_address or "127.0.0.1",
+        host_port=spec.host_port,
+        guest_address=spec.guest_address,
+        guest_port=spec.guest_port,
+        connections=0,
+        spec=str(spec),
+    )

@@ -9,10 +9,11 @@ import msgspec
 import pytest
 import trio
 
-from tests.vpnkit.control.reporter import FixedReporter
+from tests.vpnkit.control.reporter import FixedOperator
 from vpnkit.control import client
-from vpnkit.control.api import Reporter, serve_control
+from vpnkit.control.api import serve_control
 from vpnkit.control.client import NotRunning
+from vpnkit.control.instance import instance_router
 from vpnkit.control.paths import ControlError
 from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
 
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def reporter() -> Reporter:
-    return FixedReporter()
+def operator() -> FixedOperator:
+    return FixedOperator()
 
 
 @pytest.fixture
-async def control(tmp_path: Path, reporter: Reporter, nursery: trio.Nursery) -> AsyncIterator[Path]:
-    path: Path = await nursery.start(serve_control, tmp_path / "x.sock", reporter)
+async def control(tmp_path: Path, operator: FixedOperator, nursery: trio.Nursery) -> AsyncIterator[Path]:
+    path: Path = await nursery.start(serve_control, tmp_path / "x.sock", instance_router(operator))
     yield path
     nursery.cancel_scope.cancel()
 
@@ -37,13 +38,13 @@ async def ask(path: Path, target: str) -> bytes:
     return await trio.to_thread.run_sync(client.get, path, target)
 
 
-async def test_every_report_arrives_as_it_was(control: Path, reporter: Reporter) -> None:
+async def test_every_report_arrives_as_it_was(control: Path, operator: FixedOperator) -> None:
     decode = msgspec.json.decode
-    assert decode(await ask(control, "/v1/status"), type=StatusReport) == reporter.status()
-    assert decode(await ask(control, "/v1/guests"), type=list[GuestReport]) == reporter.guests()
-    assert decode(await ask(control, "/v1/flows"), type=list[FlowReport]) == reporter.flows()
-    assert decode(await ask(control, "/v1/leases"), type=list[LeaseReport]) == reporter.leases()
-    assert decode(await ask(control, "/v1/forwards"), type=list[ForwardReport]) == reporter.forwards()
+    assert decode(await ask(control, "/v1/status"), type=StatusReport) == operator.status()
+    assert decode(await ask(control, "/v1/guests"), type=list[GuestReport]) == operator.guests()
+    assert decode(await ask(control, "/v1/flows"), type=list[FlowReport]) == operator.flows()
+    assert decode(await ask(control, "/v1/leases"), type=list[LeaseReport]) == operator.leases()
+    assert decode(await ask(control, "/v1/forwards"), type=list[ForwardReport]) == operator.forwards()
 
 
 async def test_the_names_of_the_fields_are_the_interface(control: Path) -> None:
@@ -57,18 +58,18 @@ async def test_what_the_instance_says_is_the_error(control: Path) -> None:
         await ask(control, "/v1/nothing")
 
 
-async def test_the_path_is_gone_with_the_server(tmp_path: Path, reporter: Reporter) -> None:
+async def test_the_path_is_gone_with_the_server(tmp_path: Path, operator: FixedOperator) -> None:
     async with trio.open_nursery() as nursery:
-        path = await nursery.start(serve_control, tmp_path / "x.sock", reporter)
+        path = await nursery.start(serve_control, tmp_path / "x.sock", instance_router(operator))
         assert path.exists()
         nursery.cancel_scope.cancel()
     assert not path.exists()
 
 
-async def test_a_taken_path_fails_before_started(control: Path, reporter: Reporter) -> None:
+async def test_a_taken_path_fails_before_started(control: Path, operator: FixedOperator) -> None:
     with pytest.RaisesGroup(pytest.RaisesExc(ControlError, match="already served by process")):
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_control, control, reporter)
+            await nursery.start(serve_control, control, instance_router(operator))
 
 
 def test_nobody_there(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import pytest
 import trio
 from trio.testing import open_stream_to_socket_listener
 
-from tests.vpnkit.control.reporter import FixedReporter
+from tests.vpnkit.control.reporter import FixedOperator
 from vpnkit.control import http
-from vpnkit.control.api import routes
 from vpnkit.control.http import serve_http
+from vpnkit.control.instance import instance_router
 from vpnkit.control.listen import listening
 
 # As gvforwarder asks: an empty Host, and frames right behind it.
@@ -27,7 +27,9 @@ async def server(tmp_path, nursery):
         await leave.wait()
 
     with listening(tmp_path / "c.sock") as listener:
-        nursery.start_soon(serve_http, listener, routes(FixedReporter(), connect))
+        operator = FixedOperator()
+        operator.connect = connect
+        nursery.start_soon(serve_http, listener, instance_router(operator))
         yield listener, taken, came, leave
 
 
@@ -61,7 +63,3 @@ async def test_guests_do_not_use_up_the_operators_connections(server, monkeypatc
     leave.set()
     for guest in guests:
         await guest.aclose()
-
-
-async def test_without_a_network_there_is_no_such_path():
-    assert "/connect" not in routes(FixedReporter())

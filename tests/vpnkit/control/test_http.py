@@ -17,9 +17,11 @@ import trio
 import trio.testing
 
 from portfwd import accept
-from vpnkit.control import http
-from vpnkit.control.http import HttpError, Request, Response, json_response, serve_http
+from vpnkit.control import connection, guard, http
+from vpnkit.control.http import serve_http
 from vpnkit.control.listen import listening
+from vpnkit.control.message import HttpError, Request, Response, json_response
+from vpnkit.control.routes import Route, Router
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,13 +49,16 @@ async def picky(_request: Request) -> Response:
     raise HttpError(409, "conflict", "not now")
 
 
-ROUTES: http.Routes = {
-    "/hello": {"GET": hello},
-    "/echo": {"POST": echo, "PUT": echo},
-    "/show": {"GET": show},
-    "/broken": {"GET": broken},
-    "/picky": {"GET": picky},
-}
+ROUTES = Router(
+    [
+        Route("GET", "/hello", hello),
+        Route("POST", "/echo", echo),
+        Route("PUT", "/echo", echo),
+        Route("GET", "/show", show),
+        Route("GET", "/broken", broken),
+        Route("GET", "/picky", picky),
+    ]
+)
 
 
 @pytest.fixture
@@ -294,10 +299,10 @@ async def test_bad_requests(connect: Open, name: str, caplog: pytest.LogCaptureF
 
 
 async def test_limits_are_exact(connect: Open) -> None:
-    body = b"x" * http.MAX_BODY
+    body = b"x" * connection.MAX_BODY
     wire = get("/echo", f"Content-Length: {len(body)}", method="POST") + body
     assert (await exchange(connect, wire))[2] == body
-    padding = http.MAX_HEADER - len(get("/hello", "A: "))
+    padding = connection.MAX_HEADER - len(get("/hello", "A: "))
     assert (await exchange(connect, get("/hello", "A: " + "x" * padding)))[0] == 200
     assert (await exchange(connect, get("/hello", "A: " + "x" * (padding + 1))))[0] == 431
     assert (await exchange(connect, get("/hello", *(f"A{n}: b" for n in range(63)))))[0] == 200
@@ -342,7 +347,7 @@ async def test_an_idle_connection_is_kept_for_a_minute(connect: Open, autojump_c
 async def test_a_client_that_does_not_read_is_cut(connect: Open, autojump_clock: trio.testing.MockClock) -> None:
     stream = await connect()
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-    body = b"x" * http.MAX_BODY
+    body = b"x" * connection.MAX_BODY
     wire = get("/echo", f"Content-Length: {len(body)}", method="POST") + body
     async with stream:
         with pytest.raises(trio.BrokenResourceError):
@@ -368,7 +373,7 @@ async def test_the_seventeenth_connection_is_told(connect: Open) -> None:
 async def test_a_process_of_another_user_gets_nothing(
     connect: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(http, "permitted", lambda _stream: False)
+    monkeypatch.setattr(guard, "permitted", lambda _stream: False)
     stream = await connect()
     async with stream:
         assert await read_all(stream) == b""
@@ -445,7 +450,7 @@ async def _fuzz(rng: random.Random) -> bytes:
 
             async def serve() -> None:
                 try:
-                    await http.Connection(streams[0], ROUTES).serve()
+                    await connection.Connection(streams[0], ROUTES).serve()
                 except trio.BrokenResourceError:
                     pass
                 await streams[0].aclose()
