@@ -1,4 +1,4 @@
-"""Reassembly of the guest's IPv4 datagrams, RFC 791 section 3.2 with the rules of RFC 5722 (conformance.md 2.3, B13).
+"""Reassembly of the guest's datagrams: IPv4's, RFC 791 section 3.2, with the rules of RFC 5722, and the core of IPv6's.
 
 What is hostile costs little: fragments are kept as they are until the datagram is whole, the stretches that they make
 are few, and a datagram that broke a rule keeps its place and nothing else until its time is over, so that the rest of
@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.wire import ipv4
@@ -21,8 +21,10 @@ from vpnkit.wire.ipv4 import Ipv4Packet
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vpnkit.wire.checksum import Buffer
+
 TIMEOUT: Final = 30.0  # seconds; Linux's and gVisor's, where RFC 1122 section 3.3.2 recommends 60 to 120
-HIGH_WATER: Final = 4 << 20  # octets of one guest; then the oldest datagrams go until it is
+HIGH_WATER: Final = 4 << 20  # octets of one guest and IP version; then the oldest datagrams go until it is
 LOW_WATER: Final = 3 << 20
 OVERHEAD: Final = 1024  # octets that a datagram costs besides its fragments, so that there are at most 4096
 FRAGMENT_OVERHEAD: Final = 128  # octets that a fragment costs besides its own
@@ -30,7 +32,9 @@ MAX_RUNS: Final = 64  # of one datagram: stretches that arrived, with holes betw
 MAX_TOTAL: Final = 65535
 
 
-class _Datagram:
+class Datagram:
+    """One that is not whole yet."""
+
     __slots__ = ("cost", "ends", "fragments", "header", "started", "starts", "total")
 
     def __init__(self, started: float) -> None:
@@ -44,54 +48,60 @@ class _Datagram:
         self.cost = OVERHEAD
 
 
-class Reassembler:
-    """The datagrams of one guest that are not whole yet.
+class Core:
+    """The datagrams of one guest that are not whole yet, of whatever IP version.
 
     `count` gets the name of a counter for everything that is noteworthy.  `gave_up` gets the first fragment, as far as
     an ICMP error quotes it, of each datagram that did not become whole in time.
     """
 
+    timeout: ClassVar[float]  # seconds
+    quoted: ClassVar[int]  # octets behind the header, for `gave_up`
+
     def __init__(self, count: Callable[[str], None], gave_up: Callable[[bytes], None]) -> None:
         self._count = count
         self._gave_up = gave_up
-        self._datagrams: OrderedDict[bytes, _Datagram] = OrderedDict()  # the oldest first
+        self._datagrams: OrderedDict[bytes, Datagram] = OrderedDict()  # the oldest first
         self.octets = 0
         self.queued_at = NEVER
 
     def __len__(self) -> int:
         return len(self._datagrams)
 
-    def add(self, fragment: Ipv4Packet, now: float) -> Ipv4Packet | None:
-        """Take in a fragment, whose views are not kept.  Returns the datagram that it completed."""
-        payload = fragment.payload
-        more = fragment.flags_offset & ipv4.MF
-        start = (fragment.flags_offset & ipv4.OFFSET_MASK) * 8
+    def _put(
+        self, key: bytes, header: Buffer, payload: Buffer, start: int, now: float, *, more: bool, most: int
+    ) -> tuple[bytes, list[bytes]] | None:
+        """Take in a fragment; the buffers are not kept.  No datagram may have more than `most` octets of payload.
+
+        Returns the header of the first fragment and the payload in its pieces when that made the datagram whole.
+        """
         end = start + len(payload)
         if not payload or (more and end & 7):
             self._count("fragment_malformed")
             return None
-        key = bytes(fragment.header[4:6]) + fragment.source + fragment.destination + bytes((fragment.protocol,))
         datagram = self._datagrams.get(key)
         if datagram is None:
-            datagram = self._datagrams[key] = _Datagram(now)
+            datagram = self._datagrams[key] = Datagram(now)
             self.octets += OVERHEAD
             if self.octets > HIGH_WATER:
                 self._evict()
         if datagram.fragments is None:
             self._count("fragment_of_dropped")
             return None
-        if end + len(fragment.header) > MAX_TOTAL:
+        if end > most:
             self._drop(datagram, "fragment_too_large")
         elif not self._fits(datagram, start, end, last=not more):
             self._drop(datagram, "fragment_inconsistent")
         else:
-            self._take(datagram, fragment, start, end)
-            if datagram.fragments is not None and datagram.ends[0] == datagram.total and not datagram.starts[0]:
-                return self._completed(key, datagram, datagram.fragments, fragment)
+            self._take(datagram, header, bytes(payload), start, end)
+            fragments = datagram.fragments
+            if fragments is not None and datagram.ends[0] == datagram.total and not datagram.starts[0]:
+                self._forget(key)
+                return datagram.header, [fragments[start] for start in sorted(fragments)]
         return None
 
     @staticmethod
-    def _fits(datagram: _Datagram, start: int, end: int, *, last: bool) -> bool:
+    def _fits(datagram: Datagram, start: int, end: int, *, last: bool) -> bool:
         """Whether the end of the datagram, if it is known, is where this fragment lets it be."""
         if not last:
             return datagram.total < 0 or end <= datagram.total
@@ -100,11 +110,10 @@ class Reassembler:
             return not datagram.ends or datagram.ends[-1] <= end
         return datagram.total == end
 
-    def _take(self, datagram: _Datagram, fragment: Ipv4Packet, start: int, end: int) -> None:
+    def _take(self, datagram: Datagram, header: Buffer, data: bytes, start: int, end: int) -> None:
         fragments = datagram.fragments
         assert fragments is not None
         starts, ends = datagram.starts, datagram.ends
-        data = bytes(fragment.payload)
         after = bisect_right(starts, start)  # the first run that begins behind `start`
         if (after and ends[after - 1] > start) or (after < len(starts) and starts[after] < end):
             if fragments.get(start) == data:
@@ -128,7 +137,7 @@ class Reassembler:
             starts.insert(after, start)
             ends.insert(after, end)
         if not start:
-            datagram.header = bytes(fragment.header)
+            datagram.header = bytes(header)
         fragments[start] = data
         cost = len(data) + FRAGMENT_OVERHEAD
         self.octets += cost
@@ -136,40 +145,13 @@ class Reassembler:
         if self.octets > HIGH_WATER:
             self._evict()
 
-    def _drop(self, datagram: _Datagram, why: str) -> None:
+    def _drop(self, datagram: Datagram, why: str) -> None:
         """The datagram and whatever of it is still to come (RFC 5722 section 4)."""
         self._count(why)
         self.octets -= datagram.cost - OVERHEAD
         datagram.cost = OVERHEAD
         datagram.fragments = None
         datagram.starts = datagram.ends = []
-
-    def _completed(
-        self, key: bytes, datagram: _Datagram, fragments: dict[int, bytes], fragment: Ipv4Packet
-    ) -> Ipv4Packet | None:
-        self._forget(key)
-        total = len(datagram.header) + datagram.total
-        if total > MAX_TOTAL:  # the first fragment has more options than the last one
-            self._count("fragment_too_large")
-            return None
-        header = bytearray(datagram.header)
-        flags = (header[6] << 8 | header[7]) & ipv4.DF
-        struct.pack_into("!H", header, 2, total)
-        struct.pack_into("!H", header, 6, flags)
-        struct.pack_into("!H", header, 10, 0)
-        struct.pack_into("!H", header, 10, checksum(ones_sum(header)))
-        self._count("fragment_reassembled")
-        return Ipv4Packet(
-            memoryview(header),
-            memoryview(b"".join([fragments[start] for start in sorted(fragments)])),
-            header[1],
-            fragment.identification,
-            flags,
-            header[8],
-            fragment.protocol,
-            fragment.source,
-            fragment.destination,
-        )
 
     def _evict(self) -> None:
         """Make place; the youngest, which alone is below the low water, stays."""
@@ -186,7 +168,7 @@ class Reassembler:
     def next_deadline(self) -> float:
         if not self._datagrams:
             return NEVER
-        return self._datagrams[next(iter(self._datagrams))].started + TIMEOUT
+        return self._datagrams[next(iter(self._datagrams))].started + self.timeout
 
     def on_deadline(self, now: float) -> None:
         while self.next_deadline() <= now:
@@ -195,4 +177,49 @@ class Reassembler:
             if datagram.fragments is not None:
                 self._count("fragment_timeout")
                 if datagram.header:
-                    self._gave_up(datagram.header + datagram.fragments[0][:QUOTE_LIMIT])
+                    self._gave_up(datagram.header + datagram.fragments[0][: self.quoted])
+
+
+class Reassembler(Core):
+    """The IPv4 datagrams of one guest that are not whole yet."""
+
+    timeout = TIMEOUT
+    quoted = QUOTE_LIMIT
+
+    def add(self, fragment: Ipv4Packet, now: float) -> Ipv4Packet | None:
+        """Take in a fragment, whose views are not kept.  Returns the datagram that it completed."""
+        found = self._put(
+            bytes(fragment.header[4:6]) + fragment.source + fragment.destination + bytes((fragment.protocol,)),
+            fragment.header,
+            fragment.payload,
+            (fragment.flags_offset & ipv4.OFFSET_MASK) * 8,
+            now,
+            more=bool(fragment.flags_offset & ipv4.MF),
+            most=MAX_TOTAL - len(fragment.header),
+        )
+        return None if found is None else self._completed(*found, fragment)
+
+    def _completed(self, first: bytes, pieces: list[bytes], fragment: Ipv4Packet) -> Ipv4Packet | None:
+        payload = b"".join(pieces)
+        total = len(first) + len(payload)
+        if total > MAX_TOTAL:  # the first fragment has more options than the last one
+            self._count("fragment_too_large")
+            return None
+        header = bytearray(first)
+        flags = (header[6] << 8 | header[7]) & ipv4.DF
+        struct.pack_into("!H", header, 2, total)
+        struct.pack_into("!H", header, 6, flags)
+        struct.pack_into("!H", header, 10, 0)
+        struct.pack_into("!H", header, 10, checksum(ones_sum(header)))
+        self._count("fragment_reassembled")
+        return Ipv4Packet(
+            memoryview(header),
+            memoryview(payload),
+            header[1],
+            fragment.identification,
+            flags,
+            header[8],
+            fragment.protocol,
+            fragment.source,
+            fragment.destination,
+        )
