@@ -155,7 +155,7 @@ class Host(MuteHost):
         self.held = False
         self.error = 0
 
-    def tcp_socket(self) -> socket.socket:
+    def tcp_socket(self, family: int = socket.AF_INET) -> socket.socket:
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)

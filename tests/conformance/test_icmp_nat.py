@@ -308,8 +308,8 @@ async def test_rfc5508_req_1_a_raw_socket_hears_only_its_own(make_wire):
     """Where the host has no ping sockets: the kernel hands everybody's replies to everybody's raw socket."""
 
     class Raw(Internet):
-        def ping_socket(self):
-            made, _ = super().ping_socket()
+        def ping_socket(self, family: int = 2):
+            made, _ = super().ping_socket(family)
             real = made.recvfrom
 
             def with_header(*sizes: int) -> tuple[bytes, tuple[str, int]]:

@@ -61,7 +61,7 @@ async def test_rfc9293_shld_22_the_dscp_of_a_syn_is_the_hosts_sockets(script: Sc
     script.host.held = True
     made = socket.socket()
     made.setblocking(False)
-    script.host.tcp_socket = lambda: made
+    script.host.tcp_socket = lambda family: made
     script.inject("S", tos=tos)
     assert made.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == passed
 

@@ -286,8 +286,8 @@ async def test_rfc4787_req_7_a_network_behind_the_host_may_have_the_guests_addre
     rest of the world is reached."""
 
     class SameLan(Internet):
-        def udp_socket(self, *, gro: bool):
-            made = super().udp_socket(gro=gro)
+        def udp_socket(self, family: int = 2, *, gro: bool):
+            made = super().udp_socket(family, gro=gro)
             receive = made.recvfrom
             made.recvfrom = lambda *sizes: (lambda data, source: (data, moved(source)))(*receive(*sizes))
             return made

@@ -23,6 +23,7 @@ from vpnkit.flow.poller import HANGUP
 from vpnkit.net.guest import Guest
 from vpnkit.net.leasing import dhcp_config
 from vpnkit.net.plan import SERVER_MAC, Plan, guest_mac
+from vpnkit.net.reachability import Reachability
 from vpnkit.proto.dhcp import DhcpServer
 from vpnkit.services.dhcp import DhcpService
 
@@ -158,15 +159,15 @@ class Internet:
         self.opened[-1].setblocking(False)
         return self.opened[-1]
 
-    def tcp_socket(self) -> socket.socket:
-        return self._far(host_sockets.tcp_socket())
+    def tcp_socket(self, family: int = socket.AF_INET) -> socket.socket:
+        return self._far(host_sockets.tcp_socket(family))
 
     start_connect = staticmethod(host_sockets.start_connect)
 
-    def udp_socket(self, *, gro: bool) -> socket.socket:
-        return self._far(host_sockets.udp_socket(gro=gro))
+    def udp_socket(self, family: int = socket.AF_INET, *, gro: bool) -> socket.socket:
+        return self._far(host_sockets.udp_socket(family, gro=gro))
 
-    def ping_socket(self) -> tuple[socket.socket, bool]:
+    def ping_socket(self, family: int = socket.AF_INET) -> tuple[socket.socket, bool]:
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.opened.append(EchoSocket(fileno=made.detach(), mtu=self._mtu))
         self.opened[-1].setblocking(False)
@@ -184,15 +185,15 @@ class Nowhere:
     """A host that has no sockets to give."""
 
     @staticmethod
-    def udp_socket(*, gro: bool) -> socket.socket:
+    def udp_socket(family: int = socket.AF_INET, *, gro: bool) -> socket.socket:
         raise OSError(errno.EMFILE, "Too many open files")
 
     @staticmethod
-    def tcp_socket() -> socket.socket:
+    def tcp_socket(family: int = socket.AF_INET) -> socket.socket:
         raise OSError(errno.EMFILE, "Too many open files")
 
     @staticmethod
-    def ping_socket() -> tuple[socket.socket, bool]:
+    def ping_socket(family: int = socket.AF_INET) -> tuple[socket.socket, bool]:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     @staticmethod
@@ -211,6 +212,7 @@ class Wire:
         capabilities: LinkCapabilities = PLAIN,
         host: object | None = None,
         verify_checksums: bool = False,
+        ipv6: str = "off",
     ) -> None:
         plan = plan or Plan()
         self.time = 1000.0  # seconds
@@ -226,8 +228,10 @@ class Wire:
             mac=guest_mac(1),
             verify_checksums=verify_checksums,
             host=self.internet,  # type: ignore[arg-type]
+            ipv6=Reachability(plan, self.internet, ipv6),  # type: ignore[arg-type]
         )
         self.guest.now = lambda: self.time
+        self.guest.neighbours._changed()
         self.heard: list[bytes] = []  # every frame that came, in order
 
     @property
@@ -316,6 +320,8 @@ def octets(packet: Packet | bytes) -> bytes:
 
 def is_sound(frame: bytes) -> bool:
     """Whether its checksums are right; those of a transport are looked at when it is all there."""
+    if frame[12:14] == b"\x86\xdd":
+        return _is_sound6(frame)
     if frame[12:14] != b"\x08\x00":
         return True
     start = 14 + (frame[14] & 15) * 4
@@ -327,6 +333,11 @@ def is_sound(frame: bytes) -> bool:
         return True
     pseudo = b"" if protocol == 1 else frame[26:34] + bytes([0, protocol]) + len(payload).to_bytes(2, "big")
     return _adds_up(pseudo + payload)
+
+
+def _is_sound6(frame: bytes) -> bool:
+    protocol, payload = frame[20], frame[54 : 54 + int.from_bytes(frame[18:20], "big")]
+    return protocol not in (6, 17, 58) or _adds_up(frame[22:54] + bytes([0, protocol]) + frame[18:20] + payload)
 
 
 def _adds_up(data: bytes) -> bool:

@@ -66,7 +66,7 @@ class RecordingHost(MuteHost):
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._look_at = 128
 
-    def tcp_socket(self) -> socket.socket:
+    def tcp_socket(self, family: int = socket.AF_INET) -> socket.socket:
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
@@ -97,13 +97,13 @@ class RecordingHost(MuteHost):
         for _, far in self._pairs:
             far.close()
 
-    def udp_socket(self, *, gro: bool) -> socket.socket:  # type: ignore[override]
+    def udp_socket(self, family: int = socket.AF_INET, *, gro: bool) -> socket.socket:  # type: ignore[override]
         made = RecordingSocket(socket.AF_INET, socket.SOCK_DGRAM)
         made.host = self
         made.setblocking(False)
         return made
 
-    def ping_socket(self) -> tuple[socket.socket, bool]:  # type: ignore[override]
+    def ping_socket(self, family: int = socket.AF_INET) -> tuple[socket.socket, bool]:  # type: ignore[override]
         return self.udp_socket(gro=False), False
 
 

@@ -27,6 +27,8 @@ def error(number: int) -> OSError:
 class SimSocket:
     """A descriptor of the simulated host."""
 
+    family = socket.AF_INET
+
     def __init__(self, host: SimHost) -> None:
         self.host = host
         self.world = host.world
@@ -430,20 +432,20 @@ class SimHost:
 
     # What flows call
 
-    def tcp_socket(self) -> TcpSocket:
+    def tcp_socket(self, family: int = socket.AF_INET) -> TcpSocket:
         self.exhausted()
         return TcpSocket(self)
 
     def start_connect(self, made: TcpSocket, address: tuple[str, int]) -> int:
         return made.begin(address)
 
-    def udp_socket(self, *, gro: bool) -> SimSocket:
+    def udp_socket(self, family: int = socket.AF_INET, *, gro: bool) -> SimSocket:
         from tests.sim.datagrams import UdpSocket
 
         self.exhausted()
         return UdpSocket(self, gro=gro)
 
-    def ping_socket(self) -> tuple[SimSocket, bool]:
+    def ping_socket(self, family: int = socket.AF_INET) -> tuple[SimSocket, bool]:
         from tests.sim.datagrams import PingSocket
 
         self.exhausted()
@@ -457,6 +459,10 @@ class SimHost:
 
     @staticmethod
     def is_local(_address: str) -> bool:
+        return False
+
+    @staticmethod
+    def has_ipv6() -> bool:
         return False
 
     # What the world does

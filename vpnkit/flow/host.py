@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 from enum import Enum, auto
+from ipaddress import IPv6Address
 from typing import Final, Protocol
 
 from vpnkit.flow import error_queue
@@ -23,12 +24,13 @@ Address = tuple[str, int]
 class HostSockets(Protocol):
     """The host's network as flows need it: this module, or a simulation."""
 
-    def tcp_socket(self) -> socket.socket: ...
+    def tcp_socket(self, family: socket.AddressFamily = ...) -> socket.socket: ...
     def start_connect(self, made: socket.socket, address: Address) -> int: ...
-    def udp_socket(self, *, gro: bool) -> socket.socket: ...
-    def ping_socket(self) -> tuple[socket.socket, bool]: ...
+    def udp_socket(self, family: socket.AddressFamily = ..., *, gro: bool) -> socket.socket: ...
+    def ping_socket(self, family: socket.AddressFamily = ...) -> tuple[socket.socket, bool]: ...
     def resolver_socket(self, family: socket.AddressFamily) -> socket.socket: ...
     def is_local(self, address: str) -> bool: ...
+    def has_ipv6(self) -> bool: ...
 
 
 class Failure(Enum):
@@ -68,9 +70,19 @@ def failure(number: int) -> Failure:
     return _MEANING.get(number, Failure.HOST_UNREACHABLE)
 
 
-def tcp_socket() -> socket.socket:
+def family_of(address: str) -> socket.AddressFamily:
+    """AF_INET6 for an IPv6 address, else AF_INET."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def text(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
+    """ADDRESS:PORT of a socket's address, IPv6 in brackets."""
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+
+
+def tcp_socket(family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
     """A non-blocking TCP socket without Nagle's delay: the two real ends already decided.  Raises OSError."""
-    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -102,12 +114,26 @@ def reset(made: socket.socket) -> None:
 
 def is_local(address: str) -> bool:
     """Whether `address` is one of the host's own."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family_of(address), socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
+
+
+A_ROOT_SERVER: Final = "2001:503:ba3e::2:30"  # asked for a way to it, not for anything else
+
+
+def has_ipv6() -> bool:
+    """Whether there is a route to the IPv6 world, and an address to go there from.  Nothing is sent."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.connect((A_ROOT_SERVER, 53))
+            source = IPv6Address(probe.getsockname()[0].partition("%")[0])
+    except OSError:
+        return False
+    return not (source.is_link_local or source.is_loopback or source.is_unspecified)
 
 
 UDP_GRO: Final = 104  # linux/udp.h, level IPPROTO_UDP: several datagrams of one sender in one read
@@ -115,14 +141,16 @@ UDP_RECEIVE_BUFFER: Final = 1 << 20
 UDP_SEND_BUFFER: Final = 1 << 18  # on the BSDs it limits a datagram, to 9216 octets unless it is set
 
 
-def udp_socket(*, gro: bool) -> socket.socket:
+def udp_socket(family: socket.AddressFamily = socket.AF_INET, *, gro: bool) -> socket.socket:
     """A non-blocking UDP socket on a port of the kernel's choice, with ICMP errors where the system has them.
 
     Raises OSError.
     """
-    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made = socket.socket(family, socket.SOCK_DGRAM)
     try:
         made.setblocking(False)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(("", 0))
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_RECEIVE_BUFFER)
         if sys.platform == "linux":
@@ -140,24 +168,31 @@ def udp_socket(*, gro: bool) -> socket.socket:
 SOL_RAW: Final = 255
 ICMP_FILTER: Final = 1  # linux/icmp.h: a bit for each type that a raw socket does not hear
 ALL_BUT_ECHO_REPLIES: Final = struct.pack("=I", 0xFFFFFFFE)
+ICMPV6_FILTER: Final = 1  # linux/icmpv6.h, level IPPROTO_ICMPV6: 256 bits, likewise
+ALL_BUT_ECHO_REPLIES6: Final = struct.pack("=8I", *(0xFFFFFFFF,) * 4, 0xFFFFFFFD, *(0xFFFFFFFF,) * 3)
 
 
-def ping_socket() -> tuple[socket.socket, bool]:
-    """A non-blocking socket for ICMP echo, and whether it is a raw one, whose packets begin with the IP header.
+def ping_socket(family: socket.AddressFamily = socket.AF_INET) -> tuple[socket.socket, bool]:
+    """A non-blocking socket for echo, and whether it is a raw one, which hears everybody's replies; over IPv4 the
+    packets of a raw one begin with the IP header.
 
     Raises OSError when the system allows neither.
     """
+    protocol = socket.IPPROTO_ICMPV6 if family == socket.AF_INET6 else socket.IPPROTO_ICMP
     try:
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+        made = socket.socket(family, socket.SOCK_DGRAM, protocol)
         raw = sys.platform == "darwin"  # there even the unprivileged socket shows the header
     except OSError:
-        made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        made = socket.socket(family, socket.SOCK_RAW, protocol)
         raw = True
     try:
         made.setblocking(False)
         error_queue.enable(made)
         if raw and sys.platform == "linux":
-            made.setsockopt(SOL_RAW, ICMP_FILTER, ALL_BUT_ECHO_REPLIES)
+            if family == socket.AF_INET6:
+                made.setsockopt(socket.IPPROTO_ICMPV6, ICMPV6_FILTER, ALL_BUT_ECHO_REPLIES6)
+            else:
+                made.setsockopt(SOL_RAW, ICMP_FILTER, ALL_BUT_ECHO_REPLIES)
     except BaseException:
         made.close()
         raise

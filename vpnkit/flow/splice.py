@@ -20,7 +20,7 @@ import trio
 
 from vpnkit.flow.host import reset
 from vpnkit.flow.poller import HANGUP, READABLE, WRITABLE
-from vpnkit.flow.tcp_flow import GSO_TCPV4, HEADERS, TRANSPORT, FlowHost, TcpFlow
+from vpnkit.flow.tcp_flow import FlowHost, TcpFlow
 from vpnkit.proto.tcp.seq import MASK
 from vpnkit.proto.tcp.state import State
 from vpnkit.wire.tcp import ACK, CHECKSUM_OFFSET, PSH
@@ -275,6 +275,7 @@ class SpliceFlow(TcpFlow):
         octets = 0
         limit = sender.limit
         offload = self.guest.checksum_offload
+        start = template.TRANSPORT
         part: bytes | memoryview = data
         view = memoryview(data) if length > limit else None
         while octets < length:
@@ -288,9 +289,9 @@ class SpliceFlow(TcpFlow):
             else:
                 header = template.header(sequence, acknowledgement, flags, window, size)
                 if size > mss:
-                    sent = send((header, part), TRANSPORT, CHECKSUM_OFFSET, GSO_TCPV4, mss, HEADERS)
+                    sent = send((header, part), start, CHECKSUM_OFFSET, template.GSO, mss, template.SIZE)
                 else:
-                    sent = send((header, part), TRANSPORT, CHECKSUM_OFFSET)
+                    sent = send((header, part), start, CHECKSUM_OFFSET)
             if not sent:
                 break
             octets += size

@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.tcp.seq import HALF, MASK
 from vpnkit.proto.tcp.state import State
-from vpnkit.wire.tcp import ACK, CHECKSUM_OFFSET, FrameTemplate
+from vpnkit.wire.tcp import ACK, CHECKSUM_OFFSET
 
 if TYPE_CHECKING:
     from tapdev.link import Link
     from vpnkit.proto.tcp.connection import OutSegment, TcpConnection
+    from vpnkit.wire.tcp import FrameTemplate
 
-GSO_TCPV4: Final = 1
 NOTHING: Final = memoryview(b"")
-HEADERS: Final = FrameTemplate.SIZE
-TRANSPORT: Final = FrameTemplate.TRANSPORT
 
 
 class FlowHost(Protocol):
@@ -88,7 +86,7 @@ class TcpFlow:
         *,
         inbound: bool = False,
     ) -> None:
-        """`key` is source and destination address and port as the guest sends them, 12 octets."""
+        """`key` is source and destination address and port as the guest sends them, 12 or 36 octets."""
         self.guest = guest
         self.number = number
         self.key = key
@@ -181,12 +179,13 @@ class TcpFlow:
             sent = guest.link.send((header, payload) if length else (header,))
         else:
             header = template.header(sequence, acknowledgement, flags, window, length)
+            start = template.TRANSPORT
             if not length:
-                sent = guest.link.send((header,), TRANSPORT, CHECKSUM_OFFSET)
+                sent = guest.link.send((header,), start, CHECKSUM_OFFSET)
             elif length > (mss := connection.sender.mss):
-                sent = guest.link.send((header, payload), TRANSPORT, CHECKSUM_OFFSET, GSO_TCPV4, mss, HEADERS)
+                sent = guest.link.send((header, payload), start, CHECKSUM_OFFSET, template.GSO, mss, template.SIZE)
             else:
-                sent = guest.link.send((header, payload), TRANSPORT, CHECKSUM_OFFSET)
+                sent = guest.link.send((header, payload), start, CHECKSUM_OFFSET)
         if not sent:
             return False
         self.bytes_to_guest += length

@@ -82,13 +82,12 @@ class Gateway:
             (answer.payload,),
         )
 
-    def dns_query(self, source: bytes, port: int, mac: bytes, query: memoryview) -> None:
-        """A datagram to port 53."""
+    def dns_query(self, source: bytes, port: int, mac: bytes, query: memoryview, asked: bytes) -> None:
+        """A datagram to port 53 of our address `asked`, which answers."""
         guest = self._guest
-        gateway = guest.plan.gateway_ip.packed
 
         def reply(message: bytes) -> None:
-            guest.udp.send(gateway, 53, source, port, mac, (message,))
+            guest.udp.send(asked, 53, source, port, mac, (message,))
 
         if self.dns is not None:
             self.dns.query(bytes(query), source, reply)

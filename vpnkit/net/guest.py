@@ -20,9 +20,11 @@ from vpnkit.flow.clock import Deadlines
 from vpnkit.flow.poller import Poller
 from vpnkit.net.gateway import Gateway
 from vpnkit.net.icmp import IcmpTable
-from vpnkit.net.intake import MIN_TCP_FRAME, Intake
+from vpnkit.net.intake import MIN_TCP_FRAME, MIN_TCP_FRAME6, Intake
 from vpnkit.net.lan import Lan
+from vpnkit.net.neighbours import Neighbours
 from vpnkit.net.output import Output
+from vpnkit.net.reachability import Reachability
 from vpnkit.net.tcp import TcpTable
 from vpnkit.net.udp import UdpTable
 from vpnkit.wire import ethernet, ipv4
@@ -81,7 +83,9 @@ class Guest:
         identity: Hashable = None,
         verify_checksums: bool = False,
         udp_filtering: str = "address",
+        nat64: bool = False,
         budget: Budget | None = None,
+        ipv6: Reachability | None = None,
         admit: Callable[[], bool] = lambda: True,
         warn: Callable[[str], None] = log.warning,
         host: HostSockets = host_sockets,
@@ -98,6 +102,7 @@ class Guest:
         self.counters: Counter[str] = Counter()
         self.poller = Poller() if poller is None else poller
         self.checksum_offload = link.capabilities.checksum
+        self.nat64 = nat64
         self._warn = warn
         self._warned: set[str] = set()
         self._numbers = 0
@@ -106,9 +111,7 @@ class Guest:
         self._blocked: dict[bytes, TcpFlow] = {}  # flows that wait until the link takes frames again
         self._link_writable = trio.Event()
         self.link_is_full = False  # so that nobody makes a segment, and its checksum, only to keep it
-        self.ours = {plan.gateway_ip.packed}
-        if plan.host_ip is not None:
-            self.ours.add(plan.host_ip.packed)
+        self.ours = plan.ours()
         self.deadlines = Deadlines(self._after_deadlines, self._deadline_failed)
         self.out = Output(self)
         self.tcp = TcpTable(self, rng.randbytes(32), budget=budget)
@@ -123,6 +126,8 @@ class Guest:
             if ip is not None:
                 self.station.given(ip, mac)
         self.gateway = Gateway(self, dhcp, nursery)
+        self.ipv6 = ipv6 or Reachability(plan, host, "off")
+        self.neighbours = Neighbours(self)
         self.intake = Intake(self, verify_checksums=verify_checksums or not link.capabilities.reliable)
 
     @property
@@ -292,8 +297,12 @@ class Guest:
             self.forget(flow)
 
     def _frame_failed(self, frame: memoryview, now: float) -> None:
-        flow = self.tcp.flows.get(bytes(frame[26:38]))
-        if flow is not None and len(frame) >= MIN_TCP_FRAME and frame[23] == ipv4.TCP:
+        flow = None
+        if len(frame) >= MIN_TCP_FRAME and frame[23] == ipv4.TCP and frame[12] == 0x08:
+            flow = self.tcp.flows.get(bytes(frame[26:38]))
+        elif len(frame) >= MIN_TCP_FRAME6 and frame[20] == ipv4.TCP and frame[12] == 0x86:
+            flow = self.tcp.flows.get(bytes(frame[22:58]))
+        if flow is not None:
             self._flow_failed(flow, now)
         else:
             self._internal_error("on a frame")
@@ -372,7 +381,7 @@ class Guest:
 
         Takes over `host`.  Raises OSError when the guest has no room for it.
         """
-        source = (self.plan.host_ip or self.plan.gateway_ip).packed
+        source = self.plan.caller(destination)
         try:
             flow = self.tcp.call(source, destination, port, host, self.mac_of(destination))
         except BaseException:
@@ -391,6 +400,7 @@ class Guest:
     def close(self) -> None:
         """Release everything.  Idempotent."""
         self.station.leave()
+        self.neighbours.close()
         self.gateway.close()
         self.tcp.close()
         self.udp.close()

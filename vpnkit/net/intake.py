@@ -10,16 +10,20 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
-from vpnkit.net.policy import Protocol, Refuse, target
+from vpnkit.net.policy import DHCPV6_SERVER_PORT, Protocol, Refuse, target
+from vpnkit.net.problems import Problem
 from vpnkit.net.source_filter import arp_objection
 from vpnkit.proto import arp as arp_rules
 from vpnkit.proto.reassembly import Reassembler
-from vpnkit.wire import arp, ethernet, icmp, ipv4, udp
+from vpnkit.proto.reassembly6 import Reassembler6
+from vpnkit.wire import arp, ethernet, icmpv6, ipv4, ipv6, udp
 from vpnkit.wire.checksum import is_valid
 from vpnkit.wire.tcp import ACK
 
 if TYPE_CHECKING:
+    from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.guest import Guest
+    from vpnkit.net.output import IpPacket
 
 HOLD_LIMIT: Final = 8192  # a bigger payload is delivered at once, so that its hot buffer is used again
 
@@ -28,6 +32,10 @@ HOLD_LIMIT: Final = 8192  # a bigger payload is delivered at once, so that its h
 # sequence, acknowledgement, data offset, flags, window
 PREFIX: Final = struct.Struct("!6s6sHBxHxxHxBxx12sIIBBH")
 MIN_TCP_FRAME: Final = 54
+# The same behind the Ethernet header of IPv6: version, traffic class and flow label, payload length, next header, hop
+# limit | addresses and ports | as above
+PREFIX6: Final = struct.Struct("!IHBB36sIIBBH")
+MIN_TCP_FRAME6: Final = 74
 
 
 class Intake:
@@ -40,6 +48,9 @@ class Intake:
         self._server_mac = guest.plan.server_mac
         self._verify = verify_checksums
         self._reassembler = Reassembler(guest.count, self._not_reassembled)
+        self._reassembler6 = Reassembler6(guest.count, self._not_reassembled)
+        prefix = guest.plan.prefix6
+        self._prefix6 = None if prefix is None else prefix.network_address.packed[:8]
         self._tcp_flows = guest.tcp.flows
         self._udp_routes = guest.udp.routes
 
@@ -74,19 +85,7 @@ class Intake:
                     flow = self._tcp_flows.get(key)
                     start = 34 + (offset >> 4) * 4
                     if flow is not None and flow.connection.state.synchronized and start == 54 <= end <= len(frame):
-                        if start == end and flags == ACK:
-                            flow.acknowledged(sequence, acknowledgement, window, now)
-                        else:
-                            if flow.pending_ack is not None:
-                                flow.take_pending_ack(now)
-                            flow.connection.receive(sequence, acknowledgement, flags, window, frame[start:end], now)
-                            if end - start > HOLD_LIMIT:
-                                flow.deliver(now)
-                            elif end != start:
-                                self._link.hold()
-                        if not flow.touched:
-                            flow.touched = True
-                            self._guest.touched.append(flow)
+                        self._segment(flow, frame[start:end], sequence, acknowledgement, flags, window, now)
                         return
                 elif protocol == 17:
                     route = self._udp_routes.get(key)
@@ -96,6 +95,14 @@ class Intake:
                             link = self._link
                             self._guest.udp.forward(route, frame[42:end], link.gso_size if link.gso_type else 0, now)
                             return
+            elif (
+                ethertype == 0x86DD
+                and destination_mac == self._server_mac
+                and not self._verify
+                and len(frame) >= MIN_TCP_FRAME6
+                and self._is_known6(frame, now)
+            ):
+                return
         elif len(frame) < ethernet.HEADER.size:
             raise WireError(f"frame of {len(frame)} octets")
         else:
@@ -115,10 +122,60 @@ class Intake:
                     return
         if ethertype == ethernet.ETHERTYPE_IPV4:
             self._ipv4(frame, source_mac, destination_mac, now)
+        elif ethertype == ethernet.ETHERTYPE_IPV6 and self._prefix6 is not None:
+            self._ipv6(frame, source_mac, destination_mac, now)
         elif ethertype == ethernet.ETHERTYPE_ARP:
             self._arp(frame, source_mac)
         else:
             self._guest.count("ethertype_ignored")
+
+    def _is_known6(self, frame: memoryview, now: float) -> bool:
+        """The fast path over IPv6: take a segment or datagram of a flow that is there."""
+        first, length, protocol, ttl, key, sequence, acknowledgement, offset, flags, window = PREFIX6.unpack_from(
+            frame, 14
+        )
+        end = 54 + length
+        if protocol == 6:
+            flow = self._tcp_flows.get(key)
+            start = 54 + (offset >> 4) * 4
+            if flow is not None and flow.connection.state.synchronized and start == 74 <= end <= len(frame):
+                self._segment(flow, frame[start:end], sequence, acknowledgement, flags, window, now)
+                return True
+        elif protocol == 17:
+            route = self._udp_routes.get(key)
+            if route is not None and sequence >> 16 == length and sequence & 0xFFFF and 62 < end <= len(frame):
+                mapping = route.mapping
+                if first >> 20 & 0xFF == mapping.tos and ttl == mapping.ttl and mapping.flags == ipv4.DF:
+                    link = self._link
+                    self._guest.udp.forward(route, frame[62:end], link.gso_size if link.gso_type else 0, now)
+                    return True
+        return False
+
+    def _segment(
+        self,
+        flow: TcpFlow,
+        payload: memoryview,
+        sequence: int,
+        acknowledgement: int,
+        flags: int,
+        window: int,
+        now: float,
+    ) -> None:
+        """A segment without options for a connection that is there."""
+        length = len(payload)
+        if not length and flags == ACK:
+            flow.acknowledged(sequence, acknowledgement, window, now)
+        else:
+            if flow.pending_ack is not None:
+                flow.take_pending_ack(now)
+            flow.connection.receive(sequence, acknowledgement, flags, window, payload, now)
+            if length > HOLD_LIMIT:
+                flow.deliver(now)
+            elif length:
+                self._link.hold()
+        if not flow.touched:
+            flow.touched = True
+            self._guest.touched.append(flow)
 
     def _drop(self, verdict: str) -> None:
         if verdict:
@@ -167,31 +224,106 @@ class Intake:
                 return
             packet = whole
             verify = True  # it tells fragments that do not belong together (RFC 4963)
+        self._transport(packet, source_mac, now, verify=verify)
+
+    def _transport(self, packet: IpPacket, source_mac: bytes, now: float, *, verify: bool) -> None:
+        """A whole datagram of either version, to anybody but other guests."""
+        guest = self._guest
         if verify and not self._checksum_holds(packet):
             raise WireError("transport checksum")
+        protocol = packet.protocol
         if protocol == ipv4.TCP:
             guest.tcp.segment(packet, source_mac, now)
             if len(packet.payload) > 20:
                 self._link.hold()
         elif protocol == ipv4.UDP:
             guest.udp.datagram(packet, source_mac, now)
-        elif protocol == ipv4.ICMP:
+        elif protocol == ipv4.ICMP and isinstance(packet, ipv4.Ipv4Packet):
             guest.icmp.message(packet, source_mac, now)
-        elif target(Protocol.ICMP, packet.destination, 0, guest.plan) is Refuse.SILENT:
+        elif protocol == ipv6.ICMPV6 and not isinstance(packet, ipv4.Ipv4Packet):
+            guest.icmp.message6(packet, source_mac, now)
+        elif target(Protocol.ICMP, packet.destination, 0, guest.plan, nat64=guest.nat64) is Refuse.SILENT:
             guest.count("bad_destination")
+        elif protocol != ipv6.NO_NEXT_HEADER:
+            guest.out.icmp_error(packet, Problem.PROTOCOL_UNREACHABLE)
+
+    def _ipv6(self, frame: memoryview, source_mac: bytes, destination_mac: bytes, now: float) -> None:
+        guest = self._guest
+        try:
+            packet = ipv6.decode(frame[ethernet.HEADER.size :])
+            if packet.is_fragment:
+                if not self._may_speak6(packet.source, source_mac):
+                    return
+                whole = self._reassembler6.add(packet, now)
+                guest.update_deadline(self._reassembler6)
+                if whole is None:
+                    return
+                self._to_us6(whole, source_mac, destination_mac, now, verify=True)
+                return
+        except ipv6.Ipv6ParameterProblem as problem:
+            if self._may_speak6(bytes(frame[22:38]), source_mac):
+                guest.out.parameter_problem(problem)
+            raise
+        self._to_us6(packet, source_mac, destination_mac, now, verify=self._verify and not self._link.checksum_partial)
+
+    def _to_us6(
+        self, packet: ipv6.Ipv6Packet, source_mac: bytes, destination_mac: bytes, now: float, *, verify: bool
+    ) -> None:
+        guest = self._guest
+        if packet.protocol == ipv6.ICMPV6:
+            kind = packet.payload[0] if packet.payload else 0
+            if icmpv6.ROUTER_SOLICITATION <= kind <= icmpv6.REDIRECT:
+                icmpv6.check(packet)
+                guest.neighbours.message(packet, source_mac, now)  # it has rules of its own on who may speak
+                return
+        if packet.source == ipv6.UNSPECIFIED:
+            guest.count("listener_ignored" if packet.protocol == ipv6.ICMPV6 else "bad_source")
+            return
+        if not self._may_speak6(packet.source, source_mac):
+            return
+        if packet.destination[0] == 0xFF:
+            self._multicast6(packet, source_mac, now, verify=verify)
+        elif destination_mac[0] & 1:
+            guest.count("broadcast_ignored")  # RFC 1122 section 2.4 holds here too
         else:
-            guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PROTOCOL_UNREACHABLE)
+            self._transport(packet, source_mac, now, verify=verify)
+
+    def _multicast6(self, packet: ipv6.Ipv6Packet, source_mac: bytes, now: float, *, verify: bool) -> None:
+        guest = self._guest
+        if packet.protocol == ipv6.ICMPV6:
+            guest.icmp.message6(packet, source_mac, now)
+        elif packet.protocol == ipv4.UDP and packet.destination == ipv6.ALL_DHCP_RELAYS_AND_SERVERS:
+            if verify and not self._checksum_holds(packet):
+                raise WireError("transport checksum")
+            source_port, port, check, payload = udp.decode(packet.payload)
+            if port == DHCPV6_SERVER_PORT and check:
+                guest.gateway.dhcpv6(packet, source_port, source_mac, payload)
+            else:
+                guest.count("broadcast_ignored")
+        else:
+            guest.count("broadcast_ignored")
+
+    def _may_speak6(self, source: bytes, mac: bytes) -> bool:
+        """Whether the guest may have `source`, of ours or link-local, and speak as it; else it is counted."""
+        if source[:8] != self._prefix6 and source[:2] != b"\xfe\x80":
+            self._guest.count("bad_source")
+        elif self._station.owns(source, mac):
+            return True
+        else:
+            known = self._station.lan.is_station_address(source)
+            self._guest.count("spoofed_ip" if known else "bad_source")
+        return False
 
     def _not_reassembled(self, first: bytes) -> None:
-        self._guest.out.icmp_quote(first, icmp.TIME_EXCEEDED, icmp.REASSEMBLY_TIME_EXCEEDED)
+        self._guest.out.icmp_quote(first, Problem.NOT_REASSEMBLED)
 
     @staticmethod
-    def _checksum_holds(packet: ipv4.Ipv4Packet) -> bool:
+    def _checksum_holds(packet: IpPacket) -> bool:
         if packet.protocol == ipv4.TCP:
             return is_valid(packet.payload, packet.pseudo_sum())
         if packet.protocol == ipv4.UDP:
             _, _, check, payload = udp.decode(packet.payload)
             data = packet.payload[: udp.HEADER.size + len(payload)]
-            pseudo = ipv4.pseudo_sum(packet.source, packet.destination, ipv4.UDP, len(data))
+            pseudo = ipv6.pseudo_sum(packet.source, packet.destination, ipv4.UDP, len(data))  # the same terms for both
             return check == 0 or is_valid(data, pseudo)
         return True

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_ADDRESSES: Final = 64  # of one guest, IPv4 and IPv6; the longest known but the first makes place
 RESOLVE_TRIES: Final = 3
+MAX_ASKED: Final = 256  # addresses that nobody has; the first is forgotten, and may be asked for sooner
 RESOLVE_SECONDS: Final = 0.3  # for an answer to each; nobody is asked more often, however many want to know
 
 
@@ -95,6 +96,8 @@ class Lan:
         """No flood, RFC 1122 section 2.3.2.1."""
         now = trio.current_time()
         if now - self._asked.get(ip, -RESOLVE_SECONDS) > 0.9 * RESOLVE_SECONDS:  # a sleep may end a little early
+            if len(self._asked) >= MAX_ASKED:
+                del self._asked[next(iter(self._asked))]
             self._asked[ip] = now
             for station in self.stations:
                 station.ask(ip)

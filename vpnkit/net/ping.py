@@ -14,25 +14,28 @@ from vpnkit.flow import error_queue
 from vpnkit.flow.error_queue import HostError
 from vpnkit.flow.marks import Marks
 from vpnkit.flow.poller import HANGUP, READABLE
+from vpnkit.net.problems import Problem, mtu_behind_nat64, problem_of
 from vpnkit.proto.deadlines import NEVER
-from vpnkit.wire import icmp, ipv4
-from vpnkit.wire.checksum import checksum
+from vpnkit.wire import icmp, icmpv6, ipv4, ipv6
+from vpnkit.wire.checksum import checksum, ones_sum
 
 if TYPE_CHECKING:
     from vpnkit.net.icmp import IcmpTable
-    from vpnkit.wire.ipv4 import Ipv4Packet
+    from vpnkit.net.output import IpPacket
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 60.0  # RFC 5508 REQ-2
 MAX_PEERS: Final = 512  # of one identifier; the oldest is forgotten
 RECEIVE_BUDGET: Final = 64  # reads of one socket per turn of the loop
+EXPIRIES: Final = frozenset({Problem.EXPIRED, Problem.NOT_REASSEMBLED})
 
 
 class PingSession:
     """An endpoint-independent mapping of an identifier: a ping socket, or a share of what raw sockets hear."""
 
     __slots__ = (
+        "_host6",
         "_marks",
         "_peers",
         "_raw",
@@ -59,7 +62,7 @@ class PingSession:
         table: IcmpTable,
         number: int,
         key: bytes,
-        packet: Ipv4Packet,
+        packet: IpPacket,
         identifier: int,
         mac: bytes,
         made: socket.socket,
@@ -69,6 +72,7 @@ class PingSession:
         self._table = table
         self._socket: socket.socket | None = made
         self._raw = raw
+        self._host6 = made.family == socket.AF_INET6
         # The kernel gives a ping socket an identifier of its own, and hands everybody's to a raw one.
         self._wire_identifier = table.guest.random.randrange(1, 65536) if raw else 0
         self._marks = Marks()
@@ -88,7 +92,7 @@ class PingSession:
 
     # To the host
 
-    def send(self, packet: Ipv4Packet, address: str) -> None:
+    def send(self, packet: IpPacket, address: str) -> None:
         """The guest's echo request, to `address`.  Raises OSError."""
         host = self._socket
         if host is None:
@@ -101,7 +105,11 @@ class PingSession:
         self._ttl = packet.ttl
         self._marks.put(host, ttl=packet.ttl, tos=packet.tos, dont_fragment=packet.dont_fragment)
         _, _, _, sequence = icmp.decode_echo(packet.payload)
-        wire = icmp.encode(icmp.ECHO_REQUEST, 0, self._wire_identifier, sequence, bytes(packet.payload[8:]))
+        data = bytes(packet.payload[8:])
+        if self._host6:  # the kernel fills in the checksum, over addresses that only it knows
+            wire = icmpv6.ECHO.pack(icmpv6.ECHO_REQUEST, 0, 0, self._wire_identifier, sequence) + data
+        else:
+            wire = icmp.encode(icmp.ECHO_REQUEST, 0, self._wire_identifier, sequence, data)
         for attempt in range(2):  # the first try may hand us the error of an earlier request
             try:
                 host.sendto(wire, (address, 0))
@@ -111,9 +119,9 @@ class PingSession:
                 errors = self._read_errors()
                 mtu = error_queue.too_large_for(errors)
                 if mtu is not None:
-                    self._table.guest.out.icmp_error(
-                        packet, icmp.DEST_UNREACHABLE, icmp.FRAGMENTATION_NEEDED, parameter=mtu
-                    )
+                    if len(self.source) == 16 and not self._host6:
+                        mtu = mtu_behind_nat64(mtu)
+                    self._table.guest.out.icmp_error(packet, Problem.TOO_LARGE, parameter=mtu)
                     return
                 if not errors or attempt:
                     raise
@@ -143,7 +151,7 @@ class PingSession:
                 if not self._read_errors():
                     return
                 continue
-            if self._raw:
+            if self._raw and not self._host6:
                 data = data[(data[0] & 15) * 4 :]
             self._received(data, address[0])
         self._table.guest.touch_datagrams(self)
@@ -152,18 +160,18 @@ class PingSession:
         if len(data) < icmp.HEADER.size:
             return
         kind, _, identifier, sequence = icmp.decode_echo(data)
-        if self._raw and not error_queue.LINUX and kind in icmp.ERRORS:
+        if self._raw and not error_queue.LINUX and not self._host6 and kind in icmp.ERRORS:
             self._heard_error(data, address)
             return
-        if kind != icmp.ECHO_REPLY or (self._raw and identifier != self._wire_identifier):
+        expected = icmpv6.ECHO_REPLY if self._host6 else icmp.ECHO_REPLY
+        if kind != expected or (self._raw and identifier != self._wire_identifier):
             return
         known_as = self._peers.get(address)
         if known_as is None:
             self._table.guest.count("icmp_filtered")
             return
-        reply = icmp.encode(icmp.ECHO_REPLY, 0, self.identifier, sequence, data[8:])
         self.bytes_to_guest += len(data) - icmp.HEADER.size
-        self._table.guest.out.ip(known_as, self.source, ipv4.ICMP, reply, self.mac)
+        self._table.reply(known_as, self.source, self.identifier, sequence, data[8:], self.mac)
 
     def _heard_error(self, data: bytes, address: str) -> None:
         """An ICMP error among the messages, where there is no error queue."""
@@ -187,23 +195,34 @@ class PingSession:
         if len(error.data) < icmp.HEADER.size or known_as is None:
             return
         kind, code, identifier, sequence = icmp.decode_echo(error.data)
-        if kind != icmp.ECHO_REQUEST or code or (self._raw and identifier != self._wire_identifier):
+        expected = icmpv6.ECHO_REQUEST if self._host6 else icmp.ECHO_REQUEST
+        if kind != expected or code or (self._raw and identifier != self._wire_identifier):
             return  # a raw socket hears of everybody's
-        if error.kind not in (icmp.DEST_UNREACHABLE, icmp.TIME_EXCEEDED):
+        problem = problem_of(error.version, error.kind, error.code)
+        if problem is None:
             guest.count("icmp_error_ignored")
             return
-        guest.count("icmp_time_exceeded" if error.kind == icmp.TIME_EXCEEDED else "icmp_unreachable")
-        # What the guest sent differed in the identifier, and so in the checksum (RFC 1624), which covers more than
-        # was quoted.
-        check = int.from_bytes(error.data[2:4], "big")
-        message = icmp.HEADER.pack(
-            kind, code, checksum(65535 - check - identifier + self.identifier), self.identifier, sequence
-        )
-        flags = ipv4.DF if self._marks.dont_fragment else 0
-        ip = ipv4.encode_header(
-            self.source, known_as, ipv4.ICMP, len(error.data), ttl=max(self._ttl, 1), flags_offset=flags
-        )
-        guest.out.icmp_passed_on(error, bytes(ip) + message + error.data[icmp.HEADER.size :])
+        guest.count("icmp_time_exceeded" if problem in EXPIRIES else "icmp_unreachable")
+        guest.out.icmp_passed_on(error, self._quote(known_as, sequence, identifier, error.data))
+
+    def _quote(self, known_as: bytes, sequence: int, identifier: int, sent: bytes) -> bytes:
+        """The guest's request, of which we sent `sent` with `identifier`, as far as it was quoted.
+
+        Only the identifier differed, and so the checksum (RFC 1624), which covers more than was quoted; between the
+        families also the type and the addresses.
+        """
+        check = 65535 - int.from_bytes(sent[2:4], "big") - identifier + self.identifier
+        ttl = max(self._ttl, 1)
+        if len(self.source) == 4:
+            flags = ipv4.DF if self._marks.dont_fragment else 0
+            ip = ipv4.encode_header(self.source, known_as, ipv4.ICMP, len(sent), ttl=ttl, flags_offset=flags)
+            head = icmp.HEADER.pack(icmp.ECHO_REQUEST, 0, checksum(check), self.identifier, sequence)
+            return bytes(ip) + head + sent[icmp.HEADER.size :]
+        ip = ipv6.encode_header(self.source, known_as, ipv6.ICMPV6, len(sent), ttl=ttl)
+        head = icmpv6.ECHO.pack(icmpv6.ECHO_REQUEST, 0, 0, self.identifier, sequence)
+        total = ipv6.pseudo_sum(self.source, known_as, ipv6.ICMPV6, len(sent)) + ones_sum(head + sent[8:])
+        head = icmpv6.ECHO.pack(icmpv6.ECHO_REQUEST, 0, checksum(total), self.identifier, sequence)
+        return bytes(ip) + head + sent[icmp.HEADER.size :]
 
     def on_failure(self, error: BaseException) -> None:
         log.error("flow %d icmp: internal error", self.number, exc_info=error)

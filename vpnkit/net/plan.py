@@ -42,6 +42,7 @@ class Plan:
     gateway_names: tuple[str, ...] = GATEWAY_NAMES
     vm_names: tuple[str, ...] = VM_NAMES
     server_mac: bytes = field(default=SERVER_MAC)
+    gateway_api: bool = False  # guests may forward the host's ports to themselves, at port 80 of the gateway
 
     def __post_init__(self) -> None:
         if self.subnet.prefixlen > 29:
@@ -93,6 +94,19 @@ class Plan:
         found = (self.gateway_ip, self.host_ip, self.gateway6, self.host6)
         answered = {address.packed for address in found if address is not None}
         return answered if self.prefix6 is None else answered | {self.link_local}
+
+    def reserved(self) -> set[bytes]:
+        """Every address that no guest may have: ours, and the alias also where it is disabled."""
+        assert self.host is not None
+        aliases = {self.host.packed, self.link_local}
+        return self.ours() | aliases | ({self.prefix6[2].packed} if self.prefix6 is not None else set())
+
+    def caller(self, guest: bytes) -> bytes:
+        """The address from which a guest's address, 4 or 16 octets, is called for the host's programs."""
+        if len(guest) == 4:
+            return (self.host_ip or self.gateway_ip).packed
+        own = self.host6 or self.gateway6
+        return self.link_local if own is None or guest[:2] == b"\xfe\x80" else own.packed
 
     @property
     def guest_ip(self) -> IPv4Address:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vpnkit.net.plan import Plan
 
 DNS_PORT: Final = 53
+API_PORT: Final = 80
 DHCP_SERVER_PORT: Final = 67
 DHCPV6_SERVER_PORT: Final = 547
 LOOPBACK: Final = "127.0.0.1"
@@ -38,6 +39,7 @@ class Service(Enum):
     DHCP = auto()
     DHCPV6 = auto()
     ECHO = auto()
+    API = auto()  # gvproxy's, for guests
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def target(protocol: Protocol, destination: bytes, port: int, plan: Plan, *, nat
 
 def _target4(protocol: Protocol, address: IPv4Address, port: int, plan: Plan) -> Target:
     if address == plan.gateway_ip:
-        return _gateway(protocol, port, DHCP_SERVER_PORT, Service.DHCP)
+        return _gateway(protocol, port, DHCP_SERVER_PORT, Service.DHCP, plan)
     if port == 0 and protocol is not Protocol.ICMP:
         return Refuse.SILENT
     if address == plan.host:
@@ -92,7 +94,7 @@ def _target6(protocol: Protocol, address: IPv6Address, port: int, plan: Plan) ->
     if prefix is None:
         return Refuse.SILENT
     if address in (plan.gateway6, IPv6Address(plan.link_local)):
-        return _gateway(protocol, port, DHCPV6_SERVER_PORT, Service.DHCPV6)
+        return _gateway(protocol, port, DHCPV6_SERVER_PORT, Service.DHCPV6, plan)
     if port == 0 and protocol is not Protocol.ICMP:
         return Refuse.SILENT
     if address == prefix[2]:
@@ -104,13 +106,15 @@ def _target6(protocol: Protocol, address: IPv6Address, port: int, plan: Plan) ->
     return Host(str(address), port)
 
 
-def _gateway(protocol: Protocol, port: int, dhcp_port: int, dhcp: Service) -> Target:
+def _gateway(protocol: Protocol, port: int, dhcp_port: int, dhcp: Service, plan: Plan) -> Target:
     if protocol is Protocol.ICMP:
         return Service.ECHO
     if port == DNS_PORT:
         return Service.DNS
     if protocol is Protocol.UDP and port == dhcp_port:
         return dhcp
+    if protocol is Protocol.TCP and port == API_PORT and plan.gateway_api:
+        return Service.API
     return Refuse.CLOSED
 
 

@@ -19,21 +19,21 @@ from vpnkit.flow.marks import USUAL_TTLS, mark_connected, mark_connection
 from vpnkit.flow.splice import SpliceFlow
 from vpnkit.flow.stream import GuestStream, StreamFlow
 from vpnkit.net.policy import Host, Protocol, Refuse, Service, target
+from vpnkit.net.problems import Problem, problem_of
 from vpnkit.proto.tcp.budget import Budget
 from vpnkit.proto.tcp.connection import Offer, TcpConnection
 from vpnkit.proto.tcp.keepalive import Keepalive
 from vpnkit.proto.tcp.seq import MASK, after
 from vpnkit.proto.tcp.state import State
-from vpnkit.wire import icmp, tcp
-from vpnkit.wire.ipv4 import TTL_OFFSET
-from vpnkit.wire.tcp import ACK, FIN, RST, SYN, FrameTemplate, Segment
+from vpnkit.wire import ipv4, ipv6, tcp
+from vpnkit.wire.tcp import ACK, FIN, RST, SYN, FrameTemplate, FrameTemplate6, Segment
 
 if TYPE_CHECKING:
     import socket
 
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.guest import Guest
-    from vpnkit.wire.ipv4 import Ipv4Packet
+    from vpnkit.net.output import IpPacket
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +45,14 @@ TIME_WAIT_SECONDS: Final = 60.0
 MAX_TIME_WAIT: Final = 16384  # oldest first
 EPHEMERAL_PORTS: Final = range(49152, 65536)
 
-_ICMP_CODE: Final = {
-    Failure.NET_UNREACHABLE: icmp.NET_UNREACHABLE,
-    Failure.HOST_UNREACHABLE: icmp.HOST_UNREACHABLE,
-    Failure.PROTOCOL_UNREACHABLE: icmp.PROTOCOL_UNREACHABLE,
-    Failure.PROHIBITED: icmp.ADMIN_PROHIBITED,
+_PROBLEM: Final = {
+    Failure.NET_UNREACHABLE: Problem.NET_UNREACHABLE,
+    Failure.HOST_UNREACHABLE: Problem.HOST_UNREACHABLE,
+    Failure.PROTOCOL_UNREACHABLE: Problem.PROTOCOL_UNREACHABLE,
+    Failure.PROHIBITED: Problem.PROHIBITED,
 }
+TCP_OVERHEAD: Final = {4: 40, 16: 60}  # length of an address -> octets of the headers of a segment
+MAX_DATAGRAM: Final = 65535
 
 
 class TcpTable:
@@ -73,7 +75,7 @@ class TcpTable:
 
     # Segments
 
-    def segment(self, packet: Ipv4Packet, source_mac: bytes, now: float) -> None:
+    def segment(self, packet: IpPacket, source_mac: bytes, now: float) -> None:
         """One segment that the fast path did not take.  Raises WireError."""
         segment = tcp.decode(packet.payload)
         key = packet.source + packet.destination + bytes(packet.payload[:4])
@@ -99,7 +101,7 @@ class TcpTable:
                 segment.acknowledgement,
                 segment.flags,
                 segment.window,
-                tcp.decode_syn_options(segment.options),
+                tcp.decode_syn_options(segment.options, _default_mss(key)),
             ):
                 self._reset(key, segment, source_mac)
         else:
@@ -115,7 +117,7 @@ class TcpTable:
         self._guest.touch(flow)
 
     def _segment_of_no_flow(
-        self, packet: Ipv4Packet, segment: Segment, key: bytes, source_mac: bytes, now: float
+        self, packet: IpPacket, segment: Segment, key: bytes, source_mac: bytes, now: float
     ) -> None:
         if not segment.source_port or not segment.destination_port:
             raise WireError("TCP port 0")
@@ -162,29 +164,37 @@ class TcpTable:
         self._guest.out.frame((frame,))
 
     def _template(self, key: bytes, guest_mac: bytes) -> FrameTemplate:
-        ports = key[10:12] + key[8:10]
-        return FrameTemplate(guest_mac, self._guest.plan.server_mac, key[4:8], key[0:4], ports)
+        source, destination, ports = parts(key)
+        back = ports[2:] + ports[:2]
+        mac = self._guest.plan.server_mac
+        if len(source) == 4:
+            return FrameTemplate(guest_mac, mac, destination, source, back)
+        label = hashlib.blake2s(key, key=self._secret, digest_size=3, person=b"label").digest()  # RFC 6437
+        return FrameTemplate6(guest_mac, mac, destination, source, back, int.from_bytes(label, "big") & 0xFFFFF)
 
     def _initial_sequence(self, key: bytes, now: float) -> int:
         """RFC 9293 section 3.4.1: a 4 us clock and a keyed hash of the four-tuple."""
         digest = hashlib.blake2s(key, key=self._secret, digest_size=4).digest()
         return (int.from_bytes(digest, "big") + int(now * 250_000)) & MASK
 
-    def _offer(self) -> Offer:
+    def _offer(self, key: bytes) -> Offer:
         capabilities = self._guest.link.capabilities
-        mss = capabilities.mtu - 40
-        return Offer(mss, 65535 - 40 if capabilities.tso4 else mss)
+        size = (len(key) - 4) // 2
+        overhead = TCP_OVERHEAD[size]
+        mss = capabilities.mtu - overhead
+        offload = capabilities.tso4 if size == 4 else capabilities.tso6
+        return Offer(mss, MAX_DATAGRAM - overhead if offload else mss)
 
     # Flows that the guest opens
 
-    def _syn(self, packet: Ipv4Packet, segment: Segment, key: bytes, source_mac: bytes, now: float) -> None:
+    def _syn(self, packet: IpPacket, segment: Segment, key: bytes, source_mac: bytes, now: float) -> None:
         guest = self._guest
-        aim = target(Protocol.TCP, packet.destination, segment.destination_port, guest.plan)
+        aim = target(Protocol.TCP, packet.destination, segment.destination_port, guest.plan, nat64=guest.nat64)
         if aim is Refuse.SILENT:
             guest.count("tcp_bad_destination")
             return
         if aim is Refuse.PROHIBITED:
-            guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
+            guest.out.icmp_error(packet, Problem.PROHIBITED)
             return
         if not isinstance(aim, Host) and aim is not Service.DNS:
             self._reset(key, segment, source_mac)
@@ -193,10 +203,10 @@ class TcpTable:
             guest.count("tcp_limit")
             self._reset(key, segment, source_mac)
             return
-        options = tcp.decode_syn_options(segment.options)
+        options = tcp.decode_syn_options(segment.options, _default_mss(key))
         connection = TcpConnection.passive(
             self._initial_sequence(key, now),
-            self._offer(),
+            self._offer(key),
             segment.sequence,
             options,
             segment.window,
@@ -218,21 +228,21 @@ class TcpTable:
 
     def _dial(
         self,
-        packet: Ipv4Packet,
+        packet: IpPacket,
         key: bytes,
         connection: TcpConnection,
         template: FrameTemplate,
         address: host_sockets.Address,
     ) -> None:
         guest = self._guest
-        destination = key[4:8] + key[10:12]
+        destination = _called(key)
         if self._held_to.get(destination, 0) >= MAX_HELD_PER_DESTINATION:
             guest.count("tcp_held_limit")  # dropped: the guest asks again
             return
         if len(self._held) >= MAX_HELD:
             self._drop_oldest_held()
         try:
-            made = guest.host.tcp_socket()
+            made = guest.host.tcp_socket(host_sockets.family_of(address[0]))
         except OSError:
             guest.count("tcp_connect_exhausted")
             connection.abort("no descriptor")
@@ -241,7 +251,7 @@ class TcpTable:
         mark_connection(made, packet.ttl, packet.tos)
         number = guest.host.start_connect(made, address)
         flow = SpliceFlow(guest, guest.next_number(), key, connection, template, made, guest.poller)
-        flow.remote = f"{address[0]}:{address[1]}"
+        flow.remote = host_sockets.text(address)
         self.flows[key] = flow
         if number == errno.EINPROGRESS:
             self._held[key] = bytes(packet.header) + bytes(packet.payload), made
@@ -273,7 +283,7 @@ class TcpTable:
     def _release_held(self, key: bytes) -> tuple[bytes, socket.socket] | None:
         held = self._held.pop(key, None)
         if held is not None:
-            destination = key[4:8] + key[10:12]
+            destination = _called(key)
             left = self._held_to[destination] - 1
             if left:
                 self._held_to[destination] = left
@@ -289,21 +299,21 @@ class TcpTable:
             guest.touch(flow)
             return
         if number == 0:
-            mark_connected(made, quoted[TTL_OFFSET])
+            mark_connected(made, _ttl(quoted))
             flow.opened()
             connection.accept(guest.now())
             guest.touch(flow)
             return
         what = host_sockets.failure(number)
         guest.count(f"tcp_connect_{what.name.lower()}")
-        code = _ICMP_CODE.get(what)
+        problem = _PROBLEM.get(what)
         expired = None
-        if what is Failure.HOST_UNREACHABLE and quoted[TTL_OFFSET] not in USUAL_TTLS:
-            expired = next((e for e in error_queue.take(made) if e.from_network and e.kind == icmp.TIME_EXCEEDED), None)
+        if what is Failure.HOST_UNREACHABLE and _ttl(quoted) not in USUAL_TTLS:
+            expired = next((e for e in error_queue.take(made) if e.from_network and _is_expiry(e)), None)
         if expired is not None:
             guest.out.icmp_passed_on(expired, quoted)
-        elif code is not None:
-            guest.out.icmp_quote(quoted, icmp.DEST_UNREACHABLE, code)
+        elif problem is not None:
+            guest.out.icmp_quote(quoted, problem)
         reset = what is Failure.REFUSED or what is Failure.EXHAUSTED
         connection.abort(f"connect: {errno.errorcode.get(number, number)}", reset=reset)
         guest.touch(flow)
@@ -329,12 +339,12 @@ class TcpTable:
         if len(self.flows) >= MAX_FLOWS:
             raise OSError(errno.ENOBUFS, "the guest has too many flows")
         connection = TcpConnection.active(
-            self._initial_sequence(key, now), self._offer(), now, keepalive=self._keepalive, budget=self._budget
+            self._initial_sequence(key, now), self._offer(key), now, keepalive=self._keepalive, budget=self._budget
         )
         template = self._template(key, guest_mac)
         flow = SpliceFlow(guest, guest.next_number(), key, connection, template, made, guest.poller, inbound=True)
         peer = made.getpeername()
-        flow.remote = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer)
+        flow.remote = host_sockets.text(peer) if isinstance(peer, tuple) else str(peer)
         flow.opened()
         self.flows[key] = flow
         return flow
@@ -366,10 +376,10 @@ class TcpTable:
                 return
             del self._time_wait[key]
 
-    def icmp_error(self, kind: int, code: int, quoted: Ipv4Packet, mtu: int) -> None:
+    def icmp_error(self, problem: Problem | None, quoted: IpPacket, mtu: int) -> None:
         """The guest's ICMP error about a segment of ours: only a call that was not answered yet can fail by it, when
-        its SYN is quoted (RFC 5927 section 4.1).  `mtu` is what "fragmentation needed" says."""
-        if len(quoted.payload) < 8 or kind != icmp.DEST_UNREACHABLE:
+        its SYN is quoted (RFC 5927 section 4.1).  `mtu` is what TOO_LARGE says."""
+        if len(quoted.payload) < 8:
             return
         key = quoted.destination + quoted.source + bytes(quoted.payload[2:4]) + bytes(quoted.payload[0:2])
         flow = self.flows.get(key)
@@ -377,10 +387,15 @@ class TcpTable:
             return
         connection = flow.connection
         sequence = int.from_bytes(quoted.payload[4:8], "big")
-        if code == icmp.FRAGMENTATION_NEEDED:
-            if connection.state.synchronized and connection.sender.too_big(sequence, mtu):
+        if problem is Problem.TOO_LARGE:
+            mss = max(mtu - TCP_OVERHEAD[len(quoted.source)], _default_mss(key))  # less is of who does not know
+            if connection.state.synchronized and connection.sender.too_big(sequence, mss):
                 self._guest.touch(flow)
-        elif connection.state is State.SYN_SENT and code in (2, 3) and sequence == connection.iss:
+        elif (
+            problem in (Problem.PROTOCOL_UNREACHABLE, Problem.PORT_UNREACHABLE)
+            and connection.state is State.SYN_SENT
+            and sequence == connection.iss
+        ):
             connection.abort("unreachable in the guest", reset=False)
             self._guest.touch(flow)
 
@@ -394,3 +409,26 @@ class TcpTable:
         self._held.clear()
         self._held_to.clear()
         self._time_wait.clear()
+
+
+def parts(key: bytes) -> tuple[bytes, bytes, bytes]:
+    """Of a flow's key: source and destination address, and both ports in 4 octets."""
+    size = (len(key) - 4) // 2
+    return key[:size], key[size:-4], key[-4:]
+
+
+def _called(key: bytes) -> bytes:
+    """Destination address and port."""
+    return key[(len(key) - 4) // 2 : -4] + key[-2:]
+
+
+def _default_mss(key: bytes) -> int:
+    return tcp.DEFAULT_MSS if len(key) == 12 else tcp.DEFAULT_MSS6
+
+
+def _ttl(quoted: bytes) -> int:
+    return quoted[ipv4.TTL_OFFSET if quoted[0] >> 4 == 4 else ipv6.HOP_LIMIT_OFFSET]
+
+
+def _is_expiry(error: error_queue.HostError) -> bool:
+    return problem_of(error.version, error.kind, error.code) is Problem.EXPIRED

@@ -6,27 +6,33 @@ Filtering is address-dependent: only hosts that the guest spoke to may answer, f
 
 from __future__ import annotations
 
+import socket
 from collections import OrderedDict
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
-from vpnkit.net.policy import Host, Protocol, Refuse, Service, target
+from vpnkit.errors import WireError
+from vpnkit.flow.host import family_of
+from vpnkit.net.output import packed
+from vpnkit.net.policy import NAT64_PREFIX, Host, Protocol, Refuse, Service, target
+from vpnkit.net.problems import Problem
 from vpnkit.net.udp_mapping import LINUX, MAX_SUPER_FRAME, Route, UdpMapping
-from vpnkit.wire import icmp, ipv4, udp
+from vpnkit.wire import ipv4, ipv6, udp
 from vpnkit.wire.checksum import ones_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vpnkit.net.guest import Guest
+    from vpnkit.net.output import IpPacket
     from vpnkit.net.policy import Target
     from vpnkit.wire.checksum import Buffer
-    from vpnkit.wire.ipv4 import Ipv4Packet
 
 MAX_MAPPINGS: Final = 1024  # of one guest; the longest idle one makes place
 REFRESH_SECONDS: Final = 1.0  # how exactly "longest idle" is known
 
 GSO_UDP: Final = 5
+FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 class UdpTable:
@@ -36,20 +42,22 @@ class UdpTable:
         self.guest = guest
         self._open_to_all = filtering == "endpoint"
         self.mappings: OrderedDict[bytes, UdpMapping] = OrderedDict()
-        # source and destination address and port, 12 octets, as a frame has them -> where that goes
+        # source and destination address and port, 12 or 36 octets, as a frame has them -> where that goes
         self.routes: dict[bytes, Route] = {}
         self.unfinished: list[UdpMapping] = []  # those that hold a train until the end of the burst
         self.gro = LINUX and guest.link.capabilities.uso
 
-    def datagram(self, packet: Ipv4Packet, source_mac: bytes, now: float) -> None:
+    def datagram(self, packet: IpPacket, source_mac: bytes, now: float) -> None:
         """One datagram of the guest, or a train of them.  Raises WireError."""
         guest = self.guest
-        source_port, destination_port, _, payload = udp.decode(packet.payload)
+        source_port, destination_port, check, payload = udp.decode(packet.payload)
+        if not check and len(packet.source) == 16:
+            raise WireError("UDP over IPv6 without a checksum")  # RFC 8200 section 8.1
         gso_size = guest.link.gso_size if guest.link.gso_type else 0
         ports = bytes(packet.payload[:4])
         route = self.routes.get(packet.source + packet.destination + ports)
         if route is None:
-            aim = target(Protocol.UDP, packet.destination, destination_port, guest.plan)
+            aim = target(Protocol.UDP, packet.destination, destination_port, guest.plan, nat64=guest.nat64)
             if not isinstance(aim, Host):
                 self._not_host(aim, packet, source_port, destination_port, payload, source_mac, gso_size)
                 return
@@ -58,8 +66,9 @@ class UdpTable:
                 return
             if guest.out.expired(packet):
                 return
-            key = packet.source + ports[:2]
-            mapping = self.mappings.get(key) or self._open(key, packet, source_port, source_mac)
+            family = family_of(aim.address)
+            key = self._key(packet.source, source_port, family)
+            mapping = self.mappings.get(key) or self._open(key, packet, source_port, source_mac, family)
             if mapping is None:
                 return
             route = mapping.add_route(packet.destination + ports[2:], (aim.address, aim.port))
@@ -79,23 +88,37 @@ class UdpTable:
 
     def is_known(self, address: bytes, port: bytes, peer: bytes) -> bool:
         """Whether `port` of the guest's `address` has spoken to `peer`, so that there may be an answer of his."""
-        mapping = self.mappings.get(address + port)
-        return mapping is not None and mapping.knows(peer)
+        number = int.from_bytes(port, "big")
+        found = (self.mappings.get(self._key(address, number, family)) for family in FAMILIES)
+        return any(mapping is not None and mapping.knows(peer) for mapping in found)
 
-    def stranger(self, address: str) -> bytes | None:
+    @staticmethod
+    def _key(address: bytes, port: int, family: socket.AddressFamily) -> bytes:
+        """One mapping for each of the guest's endpoints; behind NAT64 one for each family of hosts."""
+        key = address + port.to_bytes(2, "big")
+        return key + b"\4" if family == socket.AF_INET and len(address) == 16 else key
+
+    def stranger(self, mapping: UdpMapping, address: str) -> bytes | None:
         """What the guest calls a host that he never spoke to; None when it may not send to him."""
         if not self._open_to_all:
             return None
         plan = self.guest.plan
+        if ":" in address:
+            if address == "::1":
+                return plan.host6.packed if plan.host6 is not None else None
+            found = IPv6Address(packed(address))
+            return None if plan.prefix6 is None or found in plan.prefix6 or found.is_link_local else found.packed
         if address.startswith("127."):
-            return plan.host_ip.packed if plan.host_ip is not None else None
-        return None if IPv4Address(address) in plan.subnet else IPv4Address(address).packed
+            alias = plan.host_ip.packed if plan.host_ip is not None else None
+        else:
+            alias = None if IPv4Address(address) in plan.subnet else packed(address)
+        return alias if alias is None or len(mapping.address) == 4 else NAT64_PREFIX.network_address.packed[:12] + alias
 
     def refresh(self, mapping: UdpMapping, now: float) -> None:
         """`mapping` is in use, so it is not the longest idle one."""
         if now - mapping.active_at > REFRESH_SECONDS and mapping.is_open:
             mapping.active_at = now
-            self.mappings.move_to_end(mapping.address + mapping.port.to_bytes(2, "big"))
+            self.mappings.move_to_end(mapping.key)
 
     def flush(self) -> None:
         """End of a burst: every train leaves."""
@@ -106,13 +129,13 @@ class UdpTable:
     def drop_route(self, route: Route) -> None:
         mapping = route.mapping
         destination = route.destination
-        key = mapping.address + destination[:4] + mapping.port.to_bytes(2, "big") + destination[4:]
+        key = mapping.address + destination[:-2] + mapping.port.to_bytes(2, "big") + destination[-2:]
         self.routes.pop(key, None)
 
     def _not_host(
         self,
         aim: Target,
-        packet: Ipv4Packet,
+        packet: IpPacket,
         source_port: int,
         destination_port: int,
         payload: memoryview,
@@ -123,31 +146,36 @@ class UdpTable:
         if aim is Service.DNS and source_port:
             size = gso_size or max(len(payload), 1)
             for start in range(0, min(len(payload), size * MAX_SUPER_FRAME), size):
-                guest.gateway.dns_query(packet.source, source_port, source_mac, payload[start : start + size])
+                query = payload[start : start + size]
+                guest.gateway.dns_query(packet.source, source_port, source_mac, query, packet.destination)
         elif aim is Service.DHCP:
             guest.gateway.dhcp(packet.source, source_mac, payload)
+        elif aim is Service.DHCPV6 and not isinstance(packet, ipv4.Ipv4Packet):
+            guest.gateway.dhcpv6(packet, source_port, source_mac, payload)
         elif aim is Refuse.CLOSED:
-            guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.PORT_UNREACHABLE)
+            guest.out.icmp_error(packet, Problem.PORT_UNREACHABLE)
         elif aim is Refuse.PROHIBITED:
-            guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
+            guest.out.icmp_error(packet, Problem.PROHIBITED)
         else:
             guest.count("udp_bad_destination")
 
-    def _open(self, key: bytes, packet: Ipv4Packet, port: int, mac: bytes) -> UdpMapping | None:
+    def _open(
+        self, key: bytes, packet: IpPacket, port: int, mac: bytes, family: socket.AddressFamily
+    ) -> UdpMapping | None:
         guest = self.guest
         if len(self.mappings) >= MAX_MAPPINGS or not guest.admit():
             if not self.mappings:
-                guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)
+                guest.out.icmp_error(packet, Problem.PROHIBITED)
                 return None
             guest.count("udp_evicted")
             self.remove(next(iter(self.mappings.values())))
         try:
-            made = guest.host.udp_socket(gro=self.gro)
+            made = guest.host.udp_socket(family, gro=self.gro)
         except OSError:
             guest.count("udp_socket_failed")
-            guest.out.icmp_error(packet, icmp.DEST_UNREACHABLE, icmp.ADMIN_PROHIBITED)  # RFC 5508 REQ-8
+            guest.out.icmp_error(packet, Problem.PROHIBITED)  # RFC 5508 REQ-8
             return None
-        mapping = UdpMapping(self, guest.next_number(), packet.source, port, mac, made)
+        mapping = UdpMapping(self, guest.next_number(), key, packet.source, port, mac, made)
         self.mappings[key] = mapping
         guest.poller.register(made.fileno(), mapping)
         guest.update_deadline(mapping)
@@ -155,7 +183,7 @@ class UdpTable:
 
     def remove(self, mapping: UdpMapping) -> None:
         if mapping.is_open:
-            self.mappings.pop(mapping.address + mapping.port.to_bytes(2, "big"), None)
+            self.mappings.pop(mapping.key, None)
             for route in mapping.routes:
                 self.drop_route(route)
             mapping.close()
@@ -165,7 +193,8 @@ class UdpTable:
         several = len(train) > 1 or len(train[0]) > size
         address, port, mac = mapping.address, mapping.port, mapping.mac
         able = self.guest.link.capabilities
-        if several and able.uso and ipv4.HEADER.size + udp.HEADER.size + size <= able.mtu:
+        header = ipv4.HEADER.size if len(source) == 4 else ipv6.HEADER_SIZE
+        if several and able.uso and header + udp.HEADER.size + size <= able.mtu:
             self.send(source, source_port, address, port, mac, train, size)
             return
         for data in train:
@@ -187,22 +216,23 @@ class UdpTable:
         guest = self.guest
         deliver = guest.station.port.deliver
         length = udp.HEADER.size + sum(map(len, parts))
-        pseudo = ipv4.pseudo_sum(source, destination, ipv4.UDP, length)
-        ethernet = mac + guest.plan.server_mac + b"\x08\x00"
-        whole = size or ipv4.HEADER.size + length <= guest.link.capabilities.mtu
+        pseudo = ipv6.pseudo_sum(source, destination, ipv4.UDP, length)  # that of IPv4 has the same terms
+        if len(source) == 4:
+            start, ethernet = 34, mac + guest.plan.server_mac + b"\x08\x00"
+        else:
+            start, ethernet = 54, mac + guest.plan.server_mac + b"\x86\xdd"
+        whole = size or start - 14 + length <= guest.link.capabilities.mtu
         if guest.checksum_offload and whole:
-            transport = udp.HEADER.pack(source_port, destination_port, length, pseudo % 65535 or 65535)
-            header = ipv4.encode_header(source, destination, ipv4.UDP, length)
-            frame = ethernet + header + transport
-            sent = deliver((frame, *parts), 34, udp.CHECKSUM_OFFSET, GSO_UDP if size else 0, size, len(frame))
+            transport = udp.HEADER.pack(source_port, destination_port, length, pseudo or 65535)
+            frame = ethernet + _header(source, destination, length) + transport
+            sent = deliver((frame, *parts), start, udp.CHECKSUM_OFFSET, GSO_UDP if size else 0, size, len(frame))
         else:
             transport = udp.HEADER.pack(source_port, destination_port, length, 0)
             data = b"".join(parts)
             total = pseudo + ones_sum(transport) + ones_sum(data)
             transport = udp.HEADER.pack(source_port, destination_port, length, 65535 - total % 65535)
             if whole:
-                header = ipv4.encode_header(source, destination, ipv4.UDP, length)
-                sent = deliver((ethernet + header + transport, data))
+                sent = deliver((ethernet + _header(source, destination, length) + transport, data))
             else:
                 sent = self._send_fragments(ethernet, source, destination, transport + data)
         if not sent:
@@ -211,14 +241,26 @@ class UdpTable:
 
     def _send_fragments(self, ethernet: bytes, source: bytes, destination: bytes, datagram: bytes) -> bool:
         guest = self.guest
-        header = ipv4.encode_header(
-            source, destination, ipv4.UDP, len(datagram), identification=guest.out.identification(), flags_offset=0
-        )
+        mtu = guest.link.capabilities.mtu
+        if len(source) == 4:
+            header = ipv4.encode_header(
+                source, destination, ipv4.UDP, len(datagram), identification=guest.out.identification(), flags_offset=0
+            )
+            made = ipv4.fragments(header, datagram, mtu)
+        else:
+            header = ipv6.encode_header(source, destination, ipv4.UDP, 0)
+            made = ipv6.fragments(header, datagram, mtu, guest.out.identification6())
         sent = True
-        for parts in ipv4.fragments(header, datagram, guest.link.capabilities.mtu):
+        for parts in made:
             sent = guest.station.port.deliver((ethernet, *parts)) and sent
         return sent
 
     def close(self) -> None:
         for mapping in list(self.mappings.values()):
             self.remove(mapping)
+
+
+def _header(source: bytes, destination: bytes, length: int) -> bytearray:
+    if len(source) == 4:
+        return ipv4.encode_header(source, destination, ipv4.UDP, length)
+    return ipv6.encode_header(source, destination, ipv4.UDP, length)

@@ -12,39 +12,43 @@ import logging
 import socket
 import struct
 import sys
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.flow import error_queue
+from vpnkit.flow.host import text
 from vpnkit.flow.marks import Marks
 from vpnkit.flow.poller import HANGUP, READABLE
+from vpnkit.net.problems import Problem, mtu_behind_nat64, problem_of
 from vpnkit.proto.deadlines import NEVER
-from vpnkit.wire import icmp, ipv4, udp
+from vpnkit.wire import icmpv6, ipv4, ipv6, udp
 
 if TYPE_CHECKING:
     from vpnkit.flow.error_queue import HostError
     from vpnkit.flow.host import Address
+    from vpnkit.net.output import IpPacket
     from vpnkit.net.udp import UdpTable
-    from vpnkit.wire.ipv4 import Ipv4Packet
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS: Final = 300.0  # RFC 4787 REQ-5c
 MAX_PEERS: Final = 512  # of one mapping; the oldest is forgotten
 RECEIVE_BUDGET: Final = 64  # reads of one socket per turn of the loop
-MAX_DATAGRAM: Final = 65507
+MAX_DATAGRAM: Final = 65535
 MAX_TRAIN: Final = 64  # datagrams: UDP_MAX_SEGMENTS of older kernels
 MAX_TRAIN_OCTETS: Final = 65000
 MAX_SUPER_FRAME: Final = 128  # datagrams: UDP_MAX_SEGMENTS; a guest's kernel makes no longer train
 
 UDP_SEGMENT: Final = 103  # linux/udp.h, level IPPROTO_UDP
 LINUX: Final = sys.platform == "linux"
+EXPIRIES: Final = frozenset({Problem.EXPIRED, Problem.NOT_REASSEMBLED})
 
 _UNREACHABLE: Final = {
-    errno.ENETUNREACH: icmp.NET_UNREACHABLE,
-    errno.EHOSTUNREACH: icmp.HOST_UNREACHABLE,
-    errno.EACCES: icmp.ADMIN_PROHIBITED,
-    errno.EPERM: icmp.ADMIN_PROHIBITED,
-    errno.ECONNREFUSED: icmp.PORT_UNREACHABLE,
+    errno.ENETUNREACH: Problem.NET_UNREACHABLE,
+    errno.EHOSTUNREACH: Problem.HOST_UNREACHABLE,
+    errno.EACCES: Problem.PROHIBITED,
+    errno.EPERM: Problem.PROHIBITED,
+    errno.ECONNREFUSED: Problem.PORT_UNREACHABLE,
 }
 
 
@@ -55,7 +59,7 @@ class Route:
 
     def __init__(self, mapping: UdpMapping, destination: bytes, address: Address) -> None:
         self.mapping = mapping
-        self.destination = destination  # address and port, 6 octets
+        self.destination = destination  # address and port, 6 or 18 octets
         self.address = address
 
 
@@ -76,6 +80,7 @@ class UdpMapping:
         "bytes_to_guest",
         "bytes_to_host",
         "flags",
+        "key",
         "mac",
         "number",
         "opened_at",
@@ -89,9 +94,10 @@ class UdpMapping:
     )
 
     def __init__(
-        self, table: UdpTable, number: int, address: bytes, port: int, mac: bytes, made: socket.socket
+        self, table: UdpTable, number: int, key: bytes, address: bytes, port: int, mac: bytes, made: socket.socket
     ) -> None:
         self._table = table
+        self.key = key
         self._socket: socket.socket | None = made
         self.number = number
         self.address = address
@@ -119,7 +125,7 @@ class UdpMapping:
 
     # To the host
 
-    def mark(self, packet: Ipv4Packet) -> None:
+    def mark(self, packet: IpPacket) -> None:
         """The datagrams that follow have the header of `packet`."""
         if (packet.ttl, packet.tos, packet.flags_offset) == (self.ttl, self.tos, self.flags):
             return
@@ -137,9 +143,9 @@ class UdpMapping:
         self._peers.pop(address[0], None)  # the last one called is the last one forgotten
         if len(self._peers) >= MAX_PEERS:
             del self._peers[next(iter(self._peers))]
-        self._peers[address[0]] = destination[:4]
-        self.addressed = f"{socket.inet_ntoa(destination[:4])}:{address[1]}"
-        self.remote = f"{address[0]}:{address[1]}"
+        self._peers[address[0]] = destination[:-2]
+        self.addressed = text((str(ip_address(destination[:-2])), address[1]))
+        self.remote = text(address)
         return route
 
     def send(self, route: Route, payload: memoryview, gso_size: int) -> bool:
@@ -197,9 +203,10 @@ class UdpMapping:
                 mtu = error_queue.too_large_for(errors)
                 if mtu is not None and not size:
                     self._table.guest.count("udp_send_emsgsize")
-                    quoted = self._quote(route.destination, bytes(parts[0][: icmp.QUOTE_LIMIT]), len(parts[0]))
-                    out = self._table.guest.out
-                    out.icmp_quote(quoted, icmp.DEST_UNREACHABLE, icmp.FRAGMENTATION_NEEDED, parameter=mtu)
+                    if len(self.address) == 16 and host.family == socket.AF_INET:
+                        mtu = mtu_behind_nat64(mtu)
+                    quoted = self._quote(route.destination, bytes(parts[0][: icmpv6.QUOTE_LIMIT]), len(parts[0]))
+                    self._table.guest.out.icmp_quote(quoted, Problem.TOO_LARGE, parameter=mtu)
                     return
                 if errors:
                     continue
@@ -219,10 +226,10 @@ class UdpMapping:
     def _send_failed(self, error: OSError, route: Route, payload: memoryview) -> None:
         number = error.errno or 0
         self._table.guest.count(f"udp_send_{errno.errorcode.get(number, 'error').lower()}")
-        code = _UNREACHABLE.get(number)
-        if code is not None:
-            quoted = self._quote(route.destination, bytes(payload[: icmp.QUOTE_LIMIT]), len(payload))
-            self._table.guest.out.icmp_quote(quoted, icmp.DEST_UNREACHABLE, code)
+        problem = _UNREACHABLE.get(number)
+        if problem is not None:
+            quoted = self._quote(route.destination, bytes(payload[: icmpv6.QUOTE_LIMIT]), len(payload))
+            self._table.guest.out.icmp_quote(quoted, problem)
 
     # From the host
 
@@ -292,7 +299,7 @@ class UdpMapping:
     def _emit(self, source: Address | None, train: list[bytes], size: int, now: float) -> None:
         known_as = None
         if source is not None:
-            known_as = self._peers.get(source[0]) or self._table.stranger(source[0])
+            known_as = self._peers.get(source[0]) or self._table.stranger(self, source[0])
         if source is None or known_as is None:
             self._table.guest.count("udp_filtered")  # and refreshes nothing (RFC 7857 section 7)
             return
@@ -311,24 +318,25 @@ class UdpMapping:
         known_as = self._peers.get(error.destination[0]) if error.destination else None
         if known_as is None or error.destination is None:
             guest.count("udp_icmp_ignored")
-        elif error.kind == icmp.TIME_EXCEEDED or (
-            error.kind == icmp.DEST_UNREACHABLE
-            and (error.code != icmp.FRAGMENTATION_NEEDED or self._marks.dont_fragment)
-        ):
-            name = "time_exceeded" if error.kind == icmp.TIME_EXCEEDED else errno.errorcode.get(error.number, "error")
-            guest.count(f"udp_{name.lower()}")
-            destination = known_as + error.destination[1].to_bytes(2, "big")
-            guest.out.icmp_passed_on(error, self._quote(destination, error.data, len(error.data)))
-        else:
+            return
+        problem = problem_of(error.version, error.kind, error.code)
+        if problem is None or (problem is Problem.TOO_LARGE and not self._marks.dont_fragment):
             guest.count("udp_icmp_ignored")
+            return
+        name = "time_exceeded" if problem in EXPIRIES else errno.errorcode.get(error.number, "error")
+        guest.count(f"udp_{name.lower()}")
+        destination = known_as + error.destination[1].to_bytes(2, "big")
+        guest.out.icmp_passed_on(error, self._quote(destination, error.data, len(error.data)))
 
     def _quote(self, destination: bytes, data: bytes, length: int) -> bytes:
         """A datagram of `length` octets to `destination` (address and port), as the guest sent it; `data` begins it."""
-        header = udp.HEADER.pack(self.port, int.from_bytes(destination[4:], "big"), udp.HEADER.size + length, 0)
+        length += udp.HEADER.size
+        header = udp.HEADER.pack(self.port, int.from_bytes(destination[-2:], "big"), length, 0)
+        ttl = max(self.ttl, 1)
+        if len(destination) == 18:
+            return bytes(ipv6.encode_header(self.address, destination[:16], ipv4.UDP, length, ttl=ttl)) + header + data
         flags = ipv4.DF if self._marks.dont_fragment else 0
-        ip = ipv4.encode_header(
-            self.address, destination[:4], ipv4.UDP, udp.HEADER.size + length, ttl=max(self.ttl, 1), flags_offset=flags
-        )
+        ip = ipv4.encode_header(self.address, destination[:4], ipv4.UDP, length, ttl=ttl, flags_offset=flags)
         return bytes(ip) + header + data
 
     # Time

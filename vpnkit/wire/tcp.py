@@ -15,6 +15,7 @@ from vpnkit.wire.checksum import Buffer, data_sum, ones_sum, tcp_checksum
 from vpnkit.wire.ipv4 import DEFAULT_TTL, DF
 from vpnkit.wire.ipv4 import HEADER as IPV4_HEADER
 from vpnkit.wire.ipv4 import TCP as PROTOCOL
+from vpnkit.wire.ipv6 import HEADER_SIZE as IPV6_HEADER_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ MAX_SACK_BLOCKS: Final = 4  # 34 of 40 octets of options
 MAX_WINDOW_SCALE: Final = 14  # RFC 7323 section 2.3
 
 DEFAULT_MSS: Final = 536  # RFC 9293 MUST-15
+DEFAULT_MSS6: Final = 1220  # over IPv6
 
 
 @dataclass(slots=True)
@@ -106,9 +108,9 @@ def _options(options: Buffer) -> Iterator[tuple[int, int, int]]:
         i += options[i + 1]
 
 
-def decode_syn_options(options: Buffer) -> SynOptions:
+def decode_syn_options(options: Buffer, default_mss: int = DEFAULT_MSS) -> SynOptions:
     """What a SYN offers; unknown options are skipped.  Raises WireError for an illegal length (MUST-7)."""
-    found = SynOptions()
+    found = SynOptions(default_mss)
     for kind, i, length in _options(options):
         if kind == OPTION_MSS and length == 2:
             found.mss = options[i] << 8 | options[i + 1]
@@ -146,8 +148,9 @@ class FrameTemplate:
 
     __slots__ = ("_fixed_sum", "_ip_sum", "_pseudo_sum", "buffer")
 
-    SIZE: Final = 14 + IPV4_HEADER.size + HEADER.size
-    TRANSPORT: Final = 14 + IPV4_HEADER.size  # where the TCP header starts
+    SIZE: int = 14 + IPV4_HEADER.size + HEADER.size
+    TRANSPORT: int = 14 + IPV4_HEADER.size  # where the TCP header starts
+    GSO: int = 1  # `gso_type` of super-frames with these headers, virtio 1.2 section 5.1.6
     _IP: Final = struct.Struct("!HHHBBH")  # total length, identification, flags, TTL, protocol, header checksum
     _TCP: Final = struct.Struct("!IIBBHHH")
 
@@ -199,7 +202,50 @@ class FrameTemplate:
     def with_options(self, sequence: int, acknowledgement: int, flags: int, window: int, options: bytes) -> bytearray:
         """A whole frame without payload, with `options` (a multiple of four octets) and a complete checksum."""
         frame = self.header(sequence, acknowledgement, flags, window, len(options)) + options
-        frame[46] = (20 + len(options)) << 2
+        frame[self.TRANSPORT + 12] = (20 + len(options)) << 2
         total = ones_sum(frame[self.TRANSPORT :])
         struct.pack_into("!H", frame, self.TRANSPORT + CHECKSUM_OFFSET, tcp_checksum(total))
         return frame
+
+
+class FrameTemplate6(FrameTemplate):
+    """The same over IPv6."""
+
+    __slots__ = ()
+
+    SIZE = 14 + IPV6_HEADER_SIZE + HEADER.size
+    TRANSPORT = 14 + IPV6_HEADER_SIZE
+    GSO = 4
+    _LENGTH: Final = struct.Struct("!H")
+
+    def __init__(
+        self,
+        destination_mac: bytes,
+        source_mac: bytes,
+        source: bytes,
+        destination: bytes,
+        ports: bytes,
+        flow_label: int = 0,
+    ) -> None:
+        """`source` and `destination` are 16-octet addresses; `flow_label` has 20 bits (RFC 6437)."""
+        ip = struct.pack("!IHBB", 6 << 28 | flow_label, 0, PROTOCOL, DEFAULT_TTL) + source + destination
+        self._ip_sum = 0
+        self._pseudo_sum = ones_sum(source + destination) + PROTOCOL
+        self._fixed_sum = self._pseudo_sum + ones_sum(ports) + 0x5000
+        self.buffer = bytearray(destination_mac + source_mac + b"\x86\xdd" + ip + ports + bytes(16))
+
+    def header(self, sequence: int, acknowledgement: int, flags: int, window: int, length: int) -> bytearray:
+        length += 20
+        self._LENGTH.pack_into(self.buffer, 18, length)
+        total = (self._pseudo_sum + length) % 65535 or 65535
+        self._TCP.pack_into(self.buffer, 58, sequence, acknowledgement, 0x50, flags, window, total, 0)
+        return self.buffer
+
+    def complete_header(
+        self, sequence: int, acknowledgement: int, flags: int, window: int, payload: Buffer
+    ) -> bytearray:
+        length = 20 + len(payload)
+        total = self._fixed_sum + length + sequence + acknowledgement + flags + window + data_sum(payload)
+        self._LENGTH.pack_into(self.buffer, 18, length)
+        self._TCP.pack_into(self.buffer, 58, sequence, acknowledgement, 0x50, flags, window, -total % 65535, 0)
+        return self.buffer

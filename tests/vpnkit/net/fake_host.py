@@ -73,11 +73,11 @@ class FakeHost:
         self.made: list[FakeSocket] = []
         self.raw = raw
 
-    def udp_socket(self, *, gro: bool) -> FakeSocket:
+    def udp_socket(self, family: int = socket.AF_INET, *, gro: bool) -> FakeSocket:
         self.made.append(FakeSocket())
         return self.made[-1]
 
-    def ping_socket(self) -> tuple[FakeSocket, bool]:
+    def ping_socket(self, family: int = socket.AF_INET) -> tuple[FakeSocket, bool]:
         return self.udp_socket(gro=False), self.raw
 
     @staticmethod

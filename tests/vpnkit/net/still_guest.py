@@ -40,7 +40,7 @@ class MuteHost:
     def __init__(self) -> None:
         self.far: deque[socket.socket] = deque()
 
-    def tcp_socket(self) -> socket.socket:
+    def tcp_socket(self, family: int = socket.AF_INET) -> socket.socket:
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
@@ -54,13 +54,13 @@ class MuteHost:
         return {0: 0, 1: errno.ECONNREFUSED, 2: errno.EINPROGRESS, 3: errno.EHOSTUNREACH}[address[1] % 4]
 
     @staticmethod
-    def udp_socket(*, gro: bool) -> socket.socket:
+    def udp_socket(family: int = socket.AF_INET, *, gro: bool) -> socket.socket:
         made = MuteSocket(socket.AF_INET, socket.SOCK_DGRAM)
         made.setblocking(False)
         return made
 
     @staticmethod
-    def ping_socket() -> tuple[socket.socket, bool]:
+    def ping_socket(family: int = socket.AF_INET) -> tuple[socket.socket, bool]:
         return MuteHost.udp_socket(gro=False), False
 
     @staticmethod

@@ -54,10 +54,10 @@ class FakeHost:
         self.socket_error = socket_error
         self.made: list[socket.socket] = []
 
-    def tcp_socket(self) -> socket.socket:
+    def tcp_socket(self, family: int = socket.AF_INET) -> socket.socket:
         if self.socket_error:
             raise OSError(self.socket_error, "as the test says")
-        self.made.append(host_sockets.tcp_socket())
+        self.made.append(host_sockets.tcp_socket(family))
         return self.made[-1]
 
     def start_connect(self, made: socket.socket, address: tuple[str, int]) -> int:
@@ -69,8 +69,8 @@ class SmallBuffers:
 
     start_connect = staticmethod(host_sockets.start_connect)
 
-    def tcp_socket(self) -> socket.socket:
-        made = host_sockets.tcp_socket()
+    def tcp_socket(self, family: int = socket.AF_INET) -> socket.socket:
+        made = host_sockets.tcp_socket(family)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         return made
 

@@ -249,7 +249,7 @@ class TestMappings:
     async def test_no_descriptor_left(self):
         class Full:
             @staticmethod
-            def udp_socket(*, gro: bool) -> socket.socket:
+            def udp_socket(family: int = socket.AF_INET, *, gro: bool) -> socket.socket:
                 raise OSError(errno.EMFILE, "as the test says")
 
         async with world() as w:
@@ -268,8 +268,8 @@ class TestMappings:
 
         class Fake:
             @staticmethod
-            def udp_socket(*, gro: bool) -> socket.socket:
-                real = host_sockets.udp_socket(gro=gro)
+            def udp_socket(family: int = socket.AF_INET, *, gro: bool) -> socket.socket:
+                real = host_sockets.udp_socket(family, gro=gro)
                 return Failing(fileno=real.detach())
 
         async with world() as w:
@@ -391,7 +391,7 @@ class TestIcmp:
     async def test_where_ping_is_forbidden_there_is_one_warning(self, caplog):
         class Forbidden:
             @staticmethod
-            def ping_socket() -> tuple[socket.socket, bool]:
+            def ping_socket(family: int = socket.AF_INET) -> tuple[socket.socket, bool]:
                 raise OSError(errno.EPERM, "Operation not permitted")
 
         async with world() as w:

@@ -72,7 +72,7 @@ class TestHeader:
                 raise OSError(errno.ENOPROTOOPT, "as the test says")
 
         async with fake_world() as (w, host):
-            host.udp_socket = lambda *, gro: host.made.append(Poor()) or host.made[-1]
+            host.udp_socket = lambda family=socket.AF_INET, *, gro: host.made.append(Poor()) or host.made[-1]
             send(w, ttl=7, tos=0xB8, payload=b"all the same")
             assert await notes(host, 1) == [("send", b"all the same")]
 
@@ -128,7 +128,7 @@ class TestSyn:
             super().__init__()
             self.number = number
 
-        def tcp_socket(self) -> FakeSocket:
+        def tcp_socket(self, family: int = socket.AF_INET) -> FakeSocket:
             return self.udp_socket(gro=False)
 
         def start_connect(self, made: FakeSocket, _address: tuple[str, int]) -> int:

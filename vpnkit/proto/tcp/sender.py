@@ -20,7 +20,6 @@ from vpnkit.proto.tcp.congestion import NewReno
 from vpnkit.proto.tcp.recovery import Recovery
 from vpnkit.proto.tcp.rtt import RttEstimator
 from vpnkit.proto.tcp.seq import HALF, MASK
-from vpnkit.wire.tcp import DEFAULT_MSS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -408,13 +407,12 @@ class Sender:
         self.rtt.restart()
         self.deadline = NEVER
 
-    def too_big(self, sequence: int, mtu: int) -> bool:
-        """The guest says that our segment at `sequence` was larger than `mtu`.  True when it is believed: then what is
+    def too_big(self, sequence: int, mss: int) -> bool:
+        """The guest says that our segment at `sequence` was larger than `mss`.  True when it is believed: then what is
         outstanding is sent again in smaller ones, and the congestion window stays (RFC 1191 section 6.4).
 
         It must be about something outstanding (RFC 5927 section 7), and makes segments never larger.
         """
-        mss = max(mtu - 40, DEFAULT_MSS)  # an MTU below 576, or none, is of a router that does not know
         if mss >= self.mss or (sequence - self.una) & MASK >= (self.top - self.una) & MASK:
             return False
         self.limit = mss if self.limit == self.mss else max(self.limit - self.limit % mss, mss)
