@@ -1,7 +1,7 @@
 """A datagram between guests that is larger than the other's link: cut it, or tell its sender.
 
 A switch would lose it, and the sender would never learn why, as links of one LAN have one MTU.  Ours have not, so the
-LAN does what a router between them would (RFC 791 section 2.3, RFC 1191).
+LAN does what a router between them would (RFC 791 section 2.3, RFC 1191, RFC 8200 section 5).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
-from vpnkit.wire import ethernet, ipv4
+from vpnkit.wire import ethernet, ipv4, ipv6
 from vpnkit.wire.checksum import checksum, ones_sum
 from vpnkit.wire.icmp import QUOTE_LIMIT
 from vpnkit.wire.offload import complete_checksum
@@ -29,10 +29,13 @@ def cut_or_refuse(
     deliver: Callable[[Sequence[Buffer]], object],
     refuse: Callable[[bytes, int], object],
 ) -> bool:
-    """Hand `frame`, in fragments, to `deliver`, or the start of its datagram and the MTU to `refuse` if it has DF.
+    """Hand `frame`, in fragments, to `deliver`, or the start of its datagram and the MTU to `refuse` if it has DF, as
+    all IPv6 has.
 
-    False when neither is right: it is no IPv4 datagram that could be cut.
+    False when neither is right: it is no datagram, or an IPv4 one that cannot be cut.
     """
+    if bytes(frame[12:14]) == b"\x86\xdd":
+        return _refuse_ipv6(frame[ethernet.HEADER.size :], mtu, refuse)
     if len(frame) < ethernet.HEADER.size + ipv4.HEADER.size or bytes(frame[12:14]) != b"\x08\x00":
         return False
     try:
@@ -60,4 +63,16 @@ def cut_or_refuse(
             struct.pack_into("!HHH", header, FLAGS, flags + base | (more if last else 0), header[8] << 8 | header[9], 0)
             struct.pack_into("!H", header, 10, checksum(ones_sum(header)))
         deliver((frame[: ethernet.HEADER.size], header, share))
+    return True
+
+
+def _refuse_ipv6(packet: memoryview, mtu: int, refuse: Callable[[bytes, int], object]) -> bool:
+    """Who sent it to a multicast address is told too (RFC 4443 section 2.4 (e.3)); its headers are not our business."""
+    if len(packet) < ipv6.HEADER_SIZE or packet[0] >> 4 != 6:
+        return False
+    _, length, _, _, source, _ = ipv6.HEADER.unpack_from(packet)
+    if ipv6.HEADER_SIZE + length > len(packet):
+        return False
+    if source != ipv6.UNSPECIFIED and source[0] != 0xFF and not ipv6.is_icmp_error(packet):
+        refuse(bytes(packet[: ipv6.QUOTE_LIMIT]), mtu)
     return True

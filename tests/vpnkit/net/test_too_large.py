@@ -6,6 +6,16 @@ import random
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP, IPerror, defragment
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoRequest,
+    ICMPv6PacketTooBig,
+    IPerror6,
+    IPv6,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    UDPerror,
+)
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
@@ -68,7 +78,79 @@ async def test_a_multicast_with_df_is_lost_and_nobody_is_told():
         assert not small.heard
 
 
-async def test_what_is_not_ipv4_is_counted():
+async def test_ipv6_is_never_cut_and_its_sender_is_told_the_mtu():
+    async with lan(0) as world:
+        big, small = await two(world)
+        packet = IPv6(src=big.ip6, dst=small.ip6) / UDP(sport=1, dport=2) / Raw(PAYLOAD)
+        big.send(big.ether(small.mac) / packet)
+        told = await big.hears(lambda frame: ICMPv6PacketTooBig in frame)
+        assert (told.src, told[IPv6].dst, told[IPv6].hlim) == (SERVER, big.ip6, 64)
+        assert (told[ICMPv6PacketTooBig].code, told[ICMPv6PacketTooBig].mtu) == (0, 1500)
+        assert (told[IPerror6].src, told[IPerror6].dst, told[UDPerror].dport) == (big.ip6, small.ip6, 2)
+        assert len(told[IPv6]) == 1280
+        sent = told[ICMPv6PacketTooBig].cksum
+        del told[ICMPv6PacketTooBig].cksum
+        assert Ether(bytes(told))[ICMPv6PacketTooBig].cksum == sent
+        await world.settled(small)
+        assert not small.heard
+        assert not small.guest.station.lost()
+
+
+async def test_ipv6_to_a_multicast_address_is_told_too():
+    async with lan(0) as world:
+        big, _ = await two(world)
+        packet = IPv6(src=big.ip6, dst="ff02::fb") / UDP(sport=5353, dport=5353) / Raw(PAYLOAD)
+        big.send(big.ether("33:33:00:00:00:fb") / packet)
+        told = await big.hears(lambda frame: ICMPv6PacketTooBig in frame)
+        assert (told[IPerror6].dst, told[ICMPv6PacketTooBig].mtu) == ("ff02::fb", 1500)
+
+
+def refused(packet: IPv6) -> list[tuple[bytes, int]] | None:
+    """What `cut_or_refuse` tells, or None when the frame is nothing for it."""
+    told: list[tuple[bytes, int]] = []
+    frame = memoryview(bytes(Ether() / packet))
+    handled = cut_or_refuse(frame, 1500, pytest.fail, lambda quoted, mtu: told.append((quoted, mtu)))
+    return told if handled else None
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        IPv6(src="fd65::3") / ICMPv6EchoRequest(data=PAYLOAD),
+        IPv6(src="fd65::3") / IPv6ExtHdrHopByHop() / UDP() / Raw(PAYLOAD),
+        IPv6(src="fd65::3") / IPv6ExtHdrFragment(offset=100, m=1, nh=58) / Raw(bytes(2000)),  # a type of 0 inside
+        IPv6(src="fd65::3", nh=59) / Raw(PAYLOAD),
+    ],
+)
+def test_any_ipv6_is_refused_with_its_start(packet):
+    assert refused(packet) == [(bytes(packet)[:1232], 1500)]
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        IPv6(src="fd65::3") / ICMPv6DestUnreach() / Raw(PAYLOAD),
+        IPv6(src="fd65::3") / IPv6ExtHdrHopByHop() / ICMPv6PacketTooBig() / Raw(PAYLOAD),
+        IPv6(src="::") / UDP() / Raw(PAYLOAD),
+        IPv6(src="ff02::1") / UDP() / Raw(PAYLOAD),
+    ],
+)
+def test_nothing_is_said_about_ipv6_errors_or_to_nobody(packet):
+    assert refused(packet) == []
+
+
+def test_ipv6_of_wrong_lengths_is_left_alone():
+    assert refused(IPv6(plen=30_000) / Raw(PAYLOAD)) is None
+    assert refused(IPv6(version=4) / Raw(PAYLOAD)) is None
+
+
+@pytest.mark.parametrize("length", range(12, 54, 5))
+def test_the_start_of_ipv6_is_left_alone(length):
+    frame = bytes(Ether() / IPv6(src="fd65::3") / UDP() / Raw(bytes(40)))[:length]
+    assert not cut_or_refuse(memoryview(frame), 1500, pytest.fail, pytest.fail)
+
+
+async def test_what_is_no_ip_is_counted():
     async with lan(0) as world:
         big, small = await two(world)
         big.send(bytes(big.ether(small.mac))[:12] + b"\x88\xb5" + PAYLOAD)
