@@ -8,13 +8,14 @@ from typing import Final
 
 import trio
 
+from portfwd.complaints import Complaints
+
 log = logging.getLogger(__name__)
 
 # accept(2): out of descriptors or memory.  The connection stays in the backlog, so the listener stays readable: an
 # immediate retry would spin.
 CAPACITY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 BACK_OFF: Final = 0.1
-LOG_INTERVAL: Final = 10.0  # seconds between two complaints of one listener
 
 
 class Acceptor:
@@ -27,7 +28,7 @@ class Acceptor:
         self.listener = listener
         self.name = name
         self.back_offs = 0
-        self._quiet_until = -float("inf")
+        self._complaints = Complaints(log)
 
     async def accept(self) -> trio.SocketStream:
         """The next connection.  Raises trio.ClosedResourceError when the listener was closed."""
@@ -38,10 +39,9 @@ class Acceptor:
                 if error.errno not in CAPACITY_ERRNOS:
                     raise
                 self.back_offs += 1
-                now = trio.current_time()
-                if now >= self._quiet_until:
-                    self._quiet_until = now + LOG_INTERVAL
-                    log.warning("%s: cannot accept: %s; retrying every %g s", self.name, error.strerror, BACK_OFF)
+                self._complaints.warning(
+                    "%s: cannot accept: %s; retrying every %g s", self.name, error.strerror, BACK_OFF
+                )
             await trio.sleep(BACK_OFF)
 
     def close(self) -> None:

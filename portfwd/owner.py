@@ -11,21 +11,22 @@ if TYPE_CHECKING:
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
-LISTEN: Final = "0A"  # include/net/tcp_states.h
+# The states of a socket that has its port to itself, include/net/tcp_states.h: LISTEN; of UDP connected or not.
+STATES: Final = {"tcp": {"0A"}, "udp": {"01", "07"}}
 
 
-def who_listens(address: str, port: int) -> str | None:
-    """The process in whose way a TCP listener on this address and port would be, as "NAME (pid N)"; None if unknown."""
+def who_listens(address: str, port: int, protocol: str = "tcp") -> str | None:
+    """The process in whose way a socket on this address and port would be, as "NAME (pid N)"; None if unknown."""
     try:
-        inodes = _listening_inodes(ip_address(address), port)
+        inodes = _listening_inodes(ip_address(address), port, protocol)
         return _holder(inodes) if inodes else None
     except (OSError, ValueError):
         return None
 
 
-def _listening_inodes(address: Address, port: int) -> set[str]:
+def _listening_inodes(address: Address, port: int, protocol: str) -> set[str]:
     inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+    for table in (f"/proc/net/{protocol}", f"/proc/net/{protocol}6"):
         try:
             with open(table, encoding="ascii") as lines:
                 next(lines)
@@ -34,7 +35,7 @@ def _listening_inodes(address: Address, port: int) -> set[str]:
             continue  # no IPv6
         for row in rows:
             bound, _, bound_port = row[1].partition(":")
-            if row[3] == LISTEN and int(bound_port, 16) == port and _in_the_way(_decode(bound), address):
+            if row[3] in STATES[protocol] and int(bound_port, 16) == port and _in_the_way(_decode(bound), address):
                 inodes.add(row[9])
     return inodes
 

@@ -1,98 +1,44 @@
-"""The forward table: listeners on the host, each of which hands what it accepts to one `deliver`.
+"""The forward table: every forward of one network, whatever its two ends are.
 
-A forward that names no host address listens on both loopback addresses, where there are both, at the same port.
-Sockets never have SO_REUSEPORT: a port that somebody has is an error, never shared silently.
-
-`unexpose` stops accepting; connections that are open go on until either side ends them.
+`unexpose` stops listening; connections that are open go on until either side ends them, or are reset if that is asked
+for.  Clients of a UDP forward are forgotten with it.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
-import socket
-import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
-from portfwd.accept import Acceptor
-from portfwd.connect import abort
+from portfwd.connect import relay_to
+from portfwd.datagrams import DatagramForward
 from portfwd.errors import ForwardError
-from portfwd.owner import who_listens
+from portfwd.forward import Forward
+from portfwd.listen import listen_at, listen_on, place
+from portfwd.streams import StreamForward
+from portfwd.vsock import connect_vsock
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Sequence
+    from ipaddress import IPv4Network, IPv6Network
 
+    from portfwd.connect import Connector, Deliver
+    from portfwd.datagrams import Datagrams
+    from portfwd.listen import UnixListen
     from portfwd.spec import Spec
+
+    AnyNetwork: TypeAlias = IPv4Network | IPv6Network
 
 __all__ = ["Forward", "ForwardError", "ForwardTable"]
 
-log = logging.getLogger(__name__)
+MAX_FORWARDS: Final = 4096  # sockets of listeners are descriptors, too
 
-LOOPBACK: Final = ("127.0.0.1", "::1")
-BACKLOG: Final = 128
-PORT_ATTEMPTS: Final = 16  # to find a port that is free on both loopback addresses
-NO_SUCH_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
-
-
-class Forward:
-    """One exposed port.  `spec` has the port that the system chose when 0 was asked for."""
-
-    def __init__(self, spec: Spec, listeners: list[socket.socket]) -> None:
-        self.spec = spec
-        self.addresses: list[tuple[str, int]] = [listener.getsockname()[:2] for listener in listeners]
-        self.connections = 0  # open now
-        self.accepted = 0
-        self.failures = 0  # connections that `deliver` could not deliver
-        self._acceptors = [
-            Acceptor(trio.SocketListener(trio.socket.from_stdlib_socket(listener)), f"forward {spec}")
-            for listener in listeners
-        ]
-
-    def start(self, deliver: Callable[[trio.SocketStream, Spec], Awaitable[None]], nursery: trio.Nursery) -> None:
-        """Accept in `nursery` until closed; every connection is a task of its own there."""
-        for acceptor in self._acceptors:
-            nursery.start_soon(self._accept, acceptor, deliver, nursery)
-
-    def close(self) -> None:
-        """Stop accepting.  Idempotent."""
-        for acceptor in self._acceptors:
-            acceptor.close()
-
-    async def _accept(
-        self,
-        acceptor: Acceptor,
-        deliver: Callable[[trio.SocketStream, Spec], Awaitable[None]],
-        nursery: trio.Nursery,
-    ) -> None:
-        try:
-            while True:
-                try:
-                    stream = await acceptor.accept()
-                except trio.ClosedResourceError:
-                    return
-                self.accepted += 1
-                self.connections += 1
-                nursery.start_soon(self._serve, stream, deliver)
-        finally:
-            acceptor.close()
-
-    async def _serve(
-        self, stream: trio.SocketStream, deliver: Callable[[trio.SocketStream, Spec], Awaitable[None]]
-    ) -> None:
-        """One connection.  Its failure is its own: the client sees a reset, the log one line."""
-        try:
-            await deliver(stream, self.spec)
-        except Exception as error:
-            self.failures += 1
-            log.warning("forward %s: a connection failed: %s", self.spec, _reason(error))
-            log.debug("forward %s", self.spec, exc_info=error)
-            abort(stream)
-        finally:
-            self.connections -= 1
-            await trio.aclose_forcefully(stream)
+_MISSING: Final = {
+    "unix": "a unix socket in the guest needs the forwarder there, and none is connected",
+    "vsock": "there is no vsock here",
+}
 
 
 class ForwardTable:
@@ -100,99 +46,118 @@ class ForwardTable:
     meanwhile; when it returns or raises, the connection is closed.
     """
 
-    def __init__(self, deliver: Callable[[trio.SocketStream, Spec], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        deliver: Deliver,
+        *,
+        datagrams: Datagrams | None = None,
+        unix: UnixListen | None = None,
+        admit: Callable[[], bool] = lambda: True,
+        allowed: Sequence[AnyNetwork] = (),
+    ) -> None:
+        """`datagrams` is what UDP forwards lead to, `unix` how a path is bound, `admit` whether one more connection may
+        be, `allowed` the networks of which forwards may have host addresses; empty: any."""
         self._deliver = deliver
+        self._datagrams = datagrams
+        self._unix = unix
+        self._admit = admit
+        self._allowed = tuple(allowed)
         self._forwards: list[Forward] = []
+        # How guests' ends that are no ports of their networks are reached.  The in-guest forwarder adds "unix".
+        self.connectors: dict[str, Connector] = {"vsock": connect_vsock}
 
     async def expose(self, spec: Spec, nursery: trio.Nursery) -> Forward:
-        """Listen for `spec`, accepting in `nursery`.  Raises ForwardError, and then nothing listens."""
+        """Listen for `spec`, serving in `nursery`.  Raises ForwardError, and then nothing listens."""
         await trio.lowlevel.checkpoint()
-        if spec.protocol != "tcp":
-            raise ForwardError(f"cannot forward {spec}: {spec.protocol} is not there yet, tcp is")
-        if spec.host_port and any(forward.spec == spec for forward in self.list()):
-            raise ForwardError(f"{spec} is forwarded already")
-        listeners = _listeners(spec)
-        forward = Forward(replace(spec, host_port=listeners[0].getsockname()[1]), listeners)
+        self._check(spec)
+        forward = self._datagram(spec) if spec.protocol == "udp" else self._stream(spec)
         self._forwards.append(forward)
-        forward.start(self._deliver, nursery)
+        forward.start(nursery)
         return forward
 
-    async def unexpose(self, spec: Spec) -> None:
-        """Stop listening for `spec` (with the port that was chosen).  Raises ForwardError when nothing did."""
-        await trio.lowlevel.checkpoint()
-        for forward in self._forwards:
-            if forward.spec == spec:
+    async def expose_all(self, specs: Sequence[Spec], nursery: trio.Nursery) -> Sequence[Forward]:
+        """Listen for all of `specs`.  Raises ForwardError, and then none of them listens."""
+        made: list[Forward] = []
+        try:
+            for spec in specs:
+                made.append(await self.expose(spec, nursery))  # noqa: PERF401 - what was made must be known
+        except BaseException:
+            for forward in made:
                 self._forwards.remove(forward)
-                forward.close()
-                return
-        known = ", ".join(str(forward.spec) for forward in self._forwards) or "nothing is"
-        raise ForwardError(f"{spec} is not forwarded; {known}")
+                forward.close(connections=True)
+            raise
+        return made
+
+    async def unexpose(self, spec: Spec, *, connections: bool = False) -> Forward:
+        """Stop listening for `spec` (with the port that was chosen; options do not matter), and with `connections`
+        reset those that are open.  Raises ForwardError when nothing did."""
+        [gone] = await self.unexpose_all([spec], connections=connections)
+        return gone
+
+    async def unexpose_all(self, specs: Sequence[Spec], *, connections: bool = False) -> Sequence[Forward]:
+        """The same for all of `specs`.  Raises ForwardError, and then all that listened still does."""
+        await trio.lowlevel.checkpoint()
+        known = {forward.spec.bare: forward for forward in self._forwards}
+        for spec in specs:
+            if spec.bare not in known:
+                there = ", ".join(str(forward.spec) for forward in self._forwards) or "nothing is"
+                raise ForwardError(f"{spec} is not forwarded; {there}")
+        gone = [known[spec] for spec in dict.fromkeys(spec.bare for spec in specs)]
+        for forward in gone:
+            self._forwards.remove(forward)
+            forward.close(connections=connections)
+        return gone
 
     def list(self) -> list[Forward]:
         """The forwards, oldest first."""
         return list(self._forwards)
 
+    def _check(self, spec: Spec) -> None:
+        for forward in self._forwards:
+            if spec.bare == forward.spec.bare:
+                raise ForwardError(f"{spec} is forwarded already")
+            if where := _common(spec, forward):
+                raise ForwardError(f"cannot forward {spec}: {where} is forwarded already, by {forward.spec}")
+        if len(self._forwards) >= MAX_FORWARDS:
+            raise ForwardError(f"cannot forward {spec}: there are {MAX_FORWARDS} forwards already")
+        if self._allowed and spec.host_path is None:
+            address = ip_address(spec.host_address or "127.0.0.1")
+            if not any(address in network for network in self._allowed if network.version == address.version):
+                allowed = ", ".join(map(str, self._allowed))
+                raise ForwardError(f"cannot forward {spec}: {address} is not an address that is allowed: {allowed}")
+        if spec.target != "net" and spec.target not in self.connectors:
+            raise ForwardError(f"cannot forward {spec}: {_MISSING[spec.target]}")
+        if spec.protocol == "udp" and self._datagrams is None:
+            raise ForwardError(f"cannot forward {spec}: udp is not served here")
 
-def _listeners(spec: Spec) -> list[socket.socket]:
-    if spec.host_address is not None:
-        return [_listen(spec, spec.host_address, spec.host_port)]
-    for attempt in range(1, PORT_ATTEMPTS + 1):
-        first = _listen_if_there(spec, LOOPBACK[0], spec.host_port)
-        port = first.getsockname()[1] if first else spec.host_port
-        try:
-            second = _listen_if_there(spec, LOOPBACK[1], port)
-        except ForwardError:
-            if first:
-                first.close()
-            if spec.host_port == 0 and attempt < PORT_ATTEMPTS:
-                continue  # the port that was free on one is not on the other
-            raise
-        if listeners := [listener for listener in (first, second) if listener]:
-            return listeners
-        break
-    raise ForwardError(f"cannot forward {spec}: this host has no loopback address")
+    def _stream(self, spec: Spec) -> StreamForward:
+        deliver = self._deliver if spec.target == "net" else relay_to(self.connectors[spec.target])
+        if spec.host_path is not None:
+            listener, unlink = listen_at(spec, self._unix)
+            return StreamForward(spec, [listener], deliver, self._admit, unlink)
+        listeners = listen_on(spec)
+        return StreamForward(replace(spec, host_port=listeners[0].getsockname()[1]), listeners, deliver, self._admit)
 
-
-def _listen_if_there(spec: Spec, address: str, port: int) -> socket.socket | None:
-    try:
-        return _listen(spec, address, port)
-    except ForwardError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SUCH_FAMILY:
-            return None
-        raise
-
-
-def _listen(spec: Spec, address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = None
-    try:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        if sys.platform != "win32":  # there it means to take a port away from its owner
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind((address, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        if listener:
-            listener.close()
-        raise ForwardError(f"cannot forward {spec}: {_explain(error, address, port)}") from error
-    return listener
+    def _datagram(self, spec: Spec) -> DatagramForward:
+        assert self._datagrams is not None
+        sockets = listen_on(spec)
+        return DatagramForward(replace(spec, host_port=sockets[0].getsockname()[1]), sockets, self._datagrams)
 
 
-def _explain(error: OSError, address: str, port: int) -> str:
-    place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    if error.errno == errno.EADDRINUSE:
-        owner = who_listens(address, port)
-        return f"{place} is in use by {owner}" if owner else f"{place} is in use"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"{address} is not an address of this host"
-    if error.errno == errno.EACCES and port < 1024:
-        return f"{place} needs privilege; ports from 1024 up do not (see sysctl net.ipv4.ip_unprivileged_port_start)"
-    return f"cannot listen on {place}: {error.strerror}"
-
-
-def _reason(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error) or type(error).__name__
+def _common(spec: Spec, forward: Forward) -> str | None:
+    """Where both would listen, in words.  Another process in the way is for the system to find."""
+    other = forward.spec
+    if spec.host_path is not None or other.host_path is not None:
+        return spec.host_path if spec.host_path == other.host_path else None
+    if spec.protocol != other.protocol or spec.host_port != other.host_port:
+        return None
+    wanted = [spec.host_address] if spec.host_address is not None else ["127.0.0.1", "::1"]
+    for text in wanted:
+        address = ip_address(text)
+        for bound, port in forward.addresses:
+            there = ip_address(bound)
+            if address.version == there.version and (
+                address == there or address.is_unspecified or there.is_unspecified
+            ):
+                return place(bound, port)
+    return None
