@@ -12,6 +12,7 @@ import click
 
 from vpnkit.cli.logs import LEVELS
 from vpnkit.control.paths import check_length, check_name, socket_path
+from vpnkit.control.token import TcpControl, parse_address, read_token
 from vpnkit.errors import ConfigError
 from vpnkit.net.plan import HOST_NAMES, Plan
 from vpnkit.services.resolvconf import parse_server
@@ -35,9 +36,11 @@ class NetSettings:
     dns: tuple[tuple[str, int], ...] = ()  # servers to forward queries to; empty: the host's own
     max_connections: int | None = None  # None: as many as the descriptor limit allows
     udp_filtering: str = "address"  # who may answer a guest's datagram; see NetworkOptions
+    nat64: bool = False  # IPv4 hosts under 64:ff9b::/96
     isolate: bool = False  # guests may not speak to each other
     name: str = "default"
     control: Path | None = None  # None: where `name` puts it
+    control_tcp: TcpControl | None = None  # the control API over TCP as well
     log_level: str = "warning"
     log_json: bool = False
 
@@ -150,12 +153,34 @@ OPTIONS: Final = (
         show_default=True,
         help="Who may send to a guest's UDP port: hosts it spoke to, or anybody (endpoint-independent).",
     ),
+    click.option(
+        "--nat64",
+        is_flag=True,
+        help="Let guests reach IPv4 hosts by IPv6, under 64:ff9b::/96, and give names such addresses (DNS64).",
+    ),
     click.option("--isolate", is_flag=True, help="Guests may not speak to each other."),
     click.option("--name", metavar="NAME", default="default", show_default=True, help="The name of this instance."),
     click.option(
         "--control",
         type=click.Path(path_type=Path),
         help="The control socket.  [default: $XDG_RUNTIME_DIR/vpnkit/NAME.sock]",
+    ),
+    parsed(
+        parse_address,
+        "--control-tcp",
+        metavar="ADDR:PORT",
+        help="Answer the control API over TCP too, to who knows the token.",
+    ),
+    click.option(
+        "--control-token-file",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="The token for --control-tcp; it is made, with mode 0600, where there is none.",
+    ),
+    click.option(
+        "--gateway-api",
+        is_flag=True,
+        help="Let guests forward ports of this host to themselves, at port 80 of the gateway, as gvproxy does.",
     ),
     click.option(
         "--log-level", type=click.Choice(LEVELS), default="warning", show_default=True, help="What is logged on stderr."
@@ -187,6 +212,7 @@ def plan_from(options: Mapping[str, Any]) -> Plan:
         domain=options["domain"] or "",
         search=tuple(options["search"]),
         host_names=(*HOST_NAMES, *options["host_name"]),
+        gateway_api=options["gateway_api"],
     )
 
 
@@ -198,9 +224,11 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         dns=tuple(options["dns"]),
         max_connections=options["max_connections"],
         udp_filtering=options["udp_filtering"],
+        nat64=options["nat64"],
         isolate=options["isolate"],
         name=check_name(options["name"]),
         control=options["control"],
+        control_tcp=_tcp_control(options["control_tcp"], options["control_token_file"]),
         log_level=options["log_level"],
         log_json=options["log_json"],
     )
@@ -208,3 +236,11 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         raise ConfigError(f"--control {settings.control} is not the path of a socket")
     check_length(settings.control_path)
     return settings
+
+
+def _tcp_control(place: tuple[str, int] | None, token_file: Path | None) -> TcpControl | None:
+    if place is None and token_file is None:
+        return None
+    if place is None or token_file is None:
+        raise ConfigError("--control-tcp ADDR:PORT and --control-token-file FILE go together")
+    return TcpControl(*place, read_token(token_file))

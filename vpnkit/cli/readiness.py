@@ -19,9 +19,11 @@ READY: Final = b"1"  # slirp4netns writes this to its --ready-fd
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-def ready_line(control: str, links: Iterable[str], forwards: Iterable[str] = ()) -> str:
-    """`ready control=PATH link=URL ... forward=SPEC ...`; a value with a space in it is a JSON string."""
+def ready_line(control: str, links: Iterable[str], forwards: Iterable[str] = (), control_tcp: str = "") -> str:
+    """`ready control=PATH link=URL ... forward=SPEC ... [control-tcp=ADDR:PORT]`; what has a space is a JSON string."""
     fields = [("control", control), *(("link", link) for link in links), *(("forward", spec) for spec in forwards)]
+    if control_tcp:
+        fields.append(("control-tcp", control_tcp))
     return " ".join(["ready", *(f"{name}={_word(value)}" for name, value in fields)])
 
 

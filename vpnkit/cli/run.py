@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from portfwd.table import Forward
     from tapdev.netns import NamespaceGuest
-    from vpnkit.control.api import Operator
+    from vpnkit.control.routes import Router
+    from vpnkit.control.token import TcpControl
     from vpnkit.net.network import NetworkOptions
     from vpnkit.net.plan import Plan
 
@@ -47,12 +48,13 @@ def run(
     *,
     offload: bool = True,
     control: Path | None = None,
+    control_tcp: TcpControl | None = None,
 ) -> int:
     """Run `argv` as the first guest of the network `plan`; returns the exit status, 128+N for signal N.
 
     `control` is the path of the control socket; None for the default name, or one with our process id when another
-    instance has that.  `options` is called when the namespace is on its way: to make NetworkOptions means to import
-    the network.  Raises what the network and the forwards raise.
+    instance has that.  `control_tcp` is where it answers over TCP as well.  `options` is called when the namespace is
+    on its way: to make NetworkOptions means to import the network.  Raises what the network and the forwards raise.
     """
     config = GuestConfig(
         mac=guest_mac(1),
@@ -72,7 +74,7 @@ def run(
     signals = SignalDescriptor(FORWARDED)
     try:
         raise_descriptor_limit()  # the command was forked already and keeps its own
-        return _serve(guest, signals, plan, forwards, options, offload, control)
+        return _serve(guest, signals, plan, forwards, options, offload, control, control_tcp)
     except NamespaceError as error:
         return _fail(error)
     finally:
@@ -89,12 +91,15 @@ def _serve(
     options: Callable[[], NetworkOptions],
     offload: bool,
     control: Path | None,
+    control_tcp: TcpControl | None,
 ) -> int:
     import logging
 
     import trio
 
     from tapdev.tap import TapLink
+    from vpnkit.control.instance import instance_router
+    from vpnkit.control.tcp import listening_tcp, place_of, serve_tcp
     from vpnkit.net.network import Network
     from vpnkit.net.operator import NetworkOperator
 
@@ -128,7 +133,12 @@ def _serve(
                     for text in forwards:
                         for forward in await network.expose(text):
                             _say_chosen_port(text, forward)
-                    path = await _start_control(nursery, NetworkOperator(network), control)
+                    router = instance_router(NetworkOperator(network))
+                    path = await _start_control(nursery, router, control)
+                    if control_tcp is not None:
+                        listener = closing.enter_context(listening_tcp(control_tcp))
+                        nursery.start_soon(serve_tcp, listener, router, control_tcp)
+                        print(f"vpnkit run: the control API is at {place_of(listener)} too", file=sys.stderr)
                     guest.remove_when_killed(str(path))
                     await guest.wait_configured()
                     network.assign(guest_mac(1), plan.guest_ip)
@@ -147,16 +157,15 @@ def _serve(
     return trio.run(main)
 
 
-async def _start_control(nursery: trio.Nursery, operator: Operator, control: Path | None) -> Path:
+async def _start_control(nursery: trio.Nursery, router: Router, control: Path | None) -> Path:
     from vpnkit.control.api import serve_control
-    from vpnkit.control.instance import instance_router
     from vpnkit.control.paths import served_by, socket_path
 
     if control is None:
         control = socket_path("default")
         if served_by(control) is not None:
             control = socket_path(f"run-{os.getpid()}")
-    await nursery.start(serve_control, control, instance_router(operator))
+    await nursery.start(serve_control, control, router)
     return control
 
 

@@ -61,6 +61,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
             verify_checksums=settings.verify_checksums,
             max_connections=settings.max_connections,
             udp_filtering=settings.udp_filtering,
+            nat64=settings.nat64,
         )
 
     from vpnkit.cli.run import run
@@ -68,4 +69,12 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
     forwards = [str(spec) for specs in publish for spec in specs]
     ours = settings.control is not None or settings.name != DEFAULT_NAME
     control = settings.control_path if ours else None
-    return run(list(command), plan, forwards, behaviour, offload=settings.offload, control=control)
+    return run(
+        list(command),
+        plan,
+        forwards,
+        behaviour,
+        offload=settings.offload,
+        control=control,
+        control_tcp=settings.control_tcp,
+    )

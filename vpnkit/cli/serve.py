@@ -28,6 +28,7 @@ from vpnkit.cli.readiness import ServiceManager, ready_line, write_ready
 from vpnkit.control.http import serve_http
 from vpnkit.control.instance import instance_router
 from vpnkit.control.listen import listening
+from vpnkit.control.tcp import listening_tcp, place_of, serve_tcp
 from vpnkit.errors import VpnkitError
 from vpnkit.net.network import Network, NetworkOptions
 from vpnkit.net.operator import NetworkOperator
@@ -86,6 +87,7 @@ def serve(
         verify_checksums=settings.verify_checksums,
         max_connections=settings.max_connections,
         udp_filtering=settings.udp_filtering,
+        nat64=settings.nat64,
         isolate=settings.isolate,
         connect_mtu=mtu or DEFAULT_MTU[Kind.STDIO],
     )
@@ -108,12 +110,19 @@ def serve(
                 listener = closing.enter_context(_control(settings.control_path, adopted))
                 exposed = [str(forward.spec) for text in forwards for forward in await network.expose(text)]
 
-                nursery.start_soon(serve_http, listener, instance_router(NetworkOperator(network)))
+                router = instance_router(NetworkOperator(network))
+                nursery.start_soon(serve_http, listener, router)
+                control_tcp = ""
+                if settings.control_tcp is not None:
+                    tcp_listener = closing.enter_context(listening_tcp(settings.control_tcp))
+                    nursery.start_soon(serve_tcp, tcp_listener, router, settings.control_tcp)
+                    control_tcp = place_of(tcp_listener)
                 nursery.start_soon(_run, sources, network, nursery.cancel_scope)
                 nursery.start_soon(manager.feed_watchdog)
                 urls = [str(source.spec) for source in sources]
                 on_stdio = any(spec.kind is Kind.STDIO for spec in links)
-                _say(ready_line(str(settings.control_path), urls, exposed), STDERR if on_stdio else STDOUT)
+                line = ready_line(str(settings.control_path), urls, exposed, control_tcp)
+                _say(line, STDERR if on_stdio else STDOUT)
                 if ready_fd is not None:
                     write_ready(ready_fd)
                 manager.ready(f"Serving {plan.subnet} on {', '.join(urls)}")

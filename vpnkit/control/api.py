@@ -5,7 +5,7 @@ A list is a bare JSON array.  GET changes nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 import trio
@@ -16,20 +16,19 @@ from vpnkit.control.connection import OWNER
 from vpnkit.control.events import EVENT_STREAM, JSON_LINES, EventStreams
 from vpnkit.control.http import serve_http
 from vpnkit.control.listen import listening
-from vpnkit.control.message import HttpError, Takeover, json_response
-from vpnkit.control.routes import ANY, Argument, Route, Router
+from vpnkit.control.message import HttpError, json_response
+from vpnkit.control.routes import Argument, Route
 from vpnkit.net.events import Event
 from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
     from vpnkit.control.message import Handler, Request, Response
+    from vpnkit.control.routes import Router
     from vpnkit.net.events import EventHub
 
-
-Connect: TypeAlias = "Callable[[trio.SocketStream, bytes], Awaitable[None]]"
 
 SPEC: Final = Argument("spec", "a forward as `vpnkit ports` shows it", example="127.0.0.1:8080:80")
 
@@ -72,6 +71,21 @@ class Operator(Reporter, Protocol):
 
     async def unexpose(self, text: str) -> list[ForwardReport]:
         """Undo it; returns what is gone.  Raises SpecError, and ForwardError when there is no such forward."""
+        ...
+
+    def addresses(self) -> dict[str, str]:
+        """Who has which IPv4 address, IP to MAC, the gateway included."""
+        ...
+
+    def stations(self) -> dict[str, int]:
+        """Which guest has which MAC address."""
+        ...
+
+    async def tunnel(self, stream: trio.SocketStream, received: bytes, address: str, port: int) -> None:
+        """Join `stream`, of which `received` was read already, with a port of a guest, until both have finished.
+
+        Takes over the stream, and closes it when there is no such guest or it does not answer.
+        """
         ...
 
     async def connect(self, stream: trio.SocketStream, received: bytes) -> None:
@@ -155,15 +169,6 @@ class Forwards:
             raise HttpError(400, "bad_spec", str(error)) from None
         except ForwardError as error:
             raise HttpError(404, "not_forwarded", str(error)) from None
-
-
-def connecting(connect: Connect) -> Route:
-    """gvproxy's `/connect`: a guest at the other end of the stream, whose first octets may be there already."""
-
-    async def handler(_request: Request) -> Takeover:
-        return Takeover(connect)
-
-    return Route(ANY, "/connect", handler)
 
 
 async def serve_control(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vpnkit.control.api import changes, connecting, reports
+from vpnkit.control.api import changes, reports
+from vpnkit.control.gvproxy import gvproxy_routes
+from vpnkit.control.gvproxy_forwards import GvproxyForwards
 from vpnkit.control.openapi import with_document
+from vpnkit.control.port_control import port_control_routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,6 +17,15 @@ if TYPE_CHECKING:
     from vpnkit.control.routes import Route, Router
 
 
-def instance_router(operator: Operator, *tables: Iterable[Route]) -> Router:
-    """What the control socket of an instance answers; `tables` are further ones."""
-    return with_document(reports(operator), changes(operator), [connecting(operator.connect)], *tables)
+def instance_router(operator: Operator, *tables: Iterable[Route], forwards: GvproxyForwards | None = None) -> Router:
+    """What the control socket of an instance answers; `tables` are further ones.
+
+    `forwards` is gvproxy's table, where guests use it too.
+    """
+    return with_document(
+        reports(operator),
+        changes(operator),
+        gvproxy_routes(operator, forwards or GvproxyForwards(operator)),
+        port_control_routes(operator),
+        *tables,
+    )

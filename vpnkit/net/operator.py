@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, ip_address
 from typing import TYPE_CHECKING
+
+import trio
 
 from vpnkit.net.reporting import NetworkReporter, forward_reports
 
 if TYPE_CHECKING:
-    import trio
-
     from vpnkit.net.events import EventHub
     from vpnkit.net.network import Network
     from vpnkit.net.report import ForwardReport
@@ -30,6 +31,25 @@ class NetworkOperator(NetworkReporter):
 
     async def unexpose(self, text: str) -> list[ForwardReport]:
         return [report for forward in await self._network.unexpose(text) for report in forward_reports(forward)]
+
+    def addresses(self) -> dict[str, str]:
+        network = self._network
+        plan = network.plan
+        found = {str(plan.gateway_ip): plan.server_mac.hex(":")}
+        for guest in network.guests:
+            found.update(
+                {str(IPv4Address(ip)): mac.hex(":") for ip, mac in guest.station.addresses.items() if len(ip) == 4}
+            )
+        now = trio.current_time()
+        bound = (lease for lease in network.dhcp.leases(now) if lease.mac and lease.state in ("bound", "static"))
+        found.update({str(IPv4Address(lease.ip)): lease.mac.hex(":") for lease in bound})
+        return found
+
+    def stations(self) -> dict[str, int]:
+        return {guest.station.mac.hex(":"): guest.number for guest in self._network.guests if guest.station.mac}
+
+    async def tunnel(self, stream: trio.SocketStream, received: bytes, address: str, port: int) -> None:
+        await self._network.tunnel(stream, received, ip_address(address).packed, port)
 
     async def connect(self, stream: trio.SocketStream, received: bytes) -> None:
         await self._network.connect(stream, received)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from portfwd.errors import ForwardError
@@ -92,8 +93,9 @@ class FixedOperator:
     async def expose(self, text: str) -> list[ForwardReport]:
         made = parse(text)
         for spec in made:
-            if any(known.host_port == spec.host_port for known in self.specs):
-                raise ForwardError(f"cannot forward {spec}: 127.0.0.1:{spec.host_port} is in use")
+            if any(_overlap(known, spec) for known in self.specs):
+                busy = OSError(errno.EADDRINUSE, "Address already in use")
+                raise ForwardError(f"cannot forward {spec}: 127.0.0.1:{spec.host_port} is in use") from busy
         self.specs += made
         self.events.publish(ForwardAdded(time=self.events.now(), forwards=[_report(spec) for spec in made]))
         return [_report(spec) for spec in made]
@@ -106,8 +108,33 @@ class FixedOperator:
             self.specs.remove(spec)
         return [_report(spec) for spec in gone]
 
+    def addresses(self) -> dict[str, str]:
+        return {"192.168.65.3": "02:50:00:00:00:01", "192.168.65.1": "f6:16:36:bc:f9:c6"}
+
+    def stations(self) -> dict[str, int]:
+        return {"02:50:00:00:00:01": 1}
+
+    async def tunnel(self, stream: trio.SocketStream, received: bytes, address: str, port: int) -> None:
+        if (address, port) == ("192.168.65.3", 22):
+            await stream.send_all(b"SSH-2.0-guest\r\n" + received)
+            while data := await stream.receive_some():
+                await stream.send_all(data)
+
     async def connect(self, stream: trio.SocketStream, received: bytes) -> None:
         raise AssertionError("no guest was expected")
+
+
+def _overlap(one: Spec, other: Spec) -> bool:
+    if (one.host_port, one.protocol) != (other.host_port, other.protocol):
+        return False
+    first, second = (_addresses(spec) for spec in (one, other))
+    return not first.isdisjoint(second)
+
+
+def _addresses(spec: Spec) -> set[str]:
+    loopbacks = {"127.0.0.1", "::1"}
+    families = {"0.0.0.0": {"0.0.0.0", "127.0.0.1"}, "::": {"::", "::1"}}
+    return loopbacks if spec.host_address is None else families.get(spec.host_address, {spec.host_address})
 
 
 def _report(spec: Spec) -> ForwardReport:
