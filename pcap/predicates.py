@@ -1,6 +1,6 @@
 """Predicates: which frames a rule wants.
 
-A predicate is called with the first octets of a frame and says True or False, whatever they are.  Predicates combine
+A predicate is called with the first octets of a frame, and says True or False, whatever they are.  Predicates combine
 with `&`, `|` and `~`, and print as they were written:
 
 >>> (udp(port=53) | tcp(port=53)) & ~host("192.168.65.1")
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Buffer: TypeAlias = bytes | bytearray | memoryview
-    Matcher: TypeAlias = Callable[[Buffer], bool]
+    Matcher: TypeAlias = Callable[[Buffer, int, int], bool]
 
 IPV4: Final = 0x0800
 ARP: Final = 0x0806
@@ -39,20 +39,30 @@ OR, AND, NOT, ATOM = range(4)  # how tightly a predicate binds when printed
 
 
 class Predicate:
-    """A question about a frame."""
+    """A question about a frame: its first octets, the length of all of it, and its direction (0 unknown, 1 from the
+    guest, 2 to it)."""
 
-    __slots__ = ("_binds", "_text", "matches")
+    __slots__ = ("_binds", "_text", "language", "matches", "of_flow")
 
-    def __init__(self, text: str, matches: Matcher, binds: int = ATOM) -> None:
+    def __init__(
+        self, text: str, matches: Matcher, binds: int = ATOM, *, of_flow: bool = True, language: str | None = None
+    ) -> None:
+        """`of_flow`: of a whole TCP or UDP packet without options or tags, its addresses, ports, protocol and
+        direction alone decide, so that the answer for one is the answer for the whole flow."""
         self._text = text
         self._binds = binds
         self.matches = matches
+        self.of_flow = of_flow
+        self.language = language  # the text, when it was written in the filter language
 
-    def __call__(self, frame: Buffer) -> bool:
-        return self.matches(frame)
+    def __call__(self, frame: Buffer, length: int | None = None, direction: int = 0) -> bool:
+        return self.matches(frame, len(frame) if length is None else length, direction)
 
     def __repr__(self) -> str:
         return self._text
+
+    def __str__(self) -> str:
+        return self._text if self.language is None else self.language
 
     def _within(self, binds: int) -> str:
         return self._text if self._binds >= binds else f"({self._text})"
@@ -61,19 +71,32 @@ class Predicate:
         if not isinstance(other, Predicate):
             return NotImplemented
         mine, theirs = self.matches, other.matches
-        text = f"{self._within(AND)} & {other._within(AND + 1)}"
-        return Predicate(text, lambda frame: mine(frame) and theirs(frame), AND)
+        return Predicate(
+            f"{self._within(AND)} & {other._within(AND + 1)}",
+            lambda frame, length, direction: mine(frame, length, direction) and theirs(frame, length, direction),
+            AND,
+            of_flow=self.of_flow and other.of_flow,
+        )
 
     def __or__(self, other: Predicate) -> Predicate:
         if not isinstance(other, Predicate):
             return NotImplemented
         mine, theirs = self.matches, other.matches
-        text = f"{self._within(OR)} | {other._within(OR + 1)}"
-        return Predicate(text, lambda frame: mine(frame) or theirs(frame), OR)
+        return Predicate(
+            f"{self._within(OR)} | {other._within(OR + 1)}",
+            lambda frame, length, direction: mine(frame, length, direction) or theirs(frame, length, direction),
+            OR,
+            of_flow=self.of_flow and other.of_flow,
+        )
 
     def __invert__(self) -> Predicate:
         mine = self.matches
-        return Predicate(f"~{self._within(NOT)}", lambda frame: not mine(frame), NOT)
+        return Predicate(
+            f"~{self._within(NOT)}",
+            lambda frame, length, direction: not mine(frame, length, direction),
+            NOT,
+            of_flow=self.of_flow,
+        )
 
 
 def network(frame: Buffer) -> tuple[int, int]:
@@ -121,29 +144,29 @@ def transport(frame: Buffer) -> tuple[int, int]:
 
 def everything() -> Predicate:
     """Every frame."""
-    return Predicate("everything()", lambda frame: True)
+    return Predicate("everything()", lambda frame, length, direction: True)
 
 
 def ethertype(number: int) -> Predicate:
     """Frames of one EtherType, under any VLAN tags."""
     if not 0 <= number <= 0xFFFF:
         raise ValueError(f"{number:#x} is not an EtherType: 0 to 0xffff")
-    return Predicate(f"ethertype({number:#06x})", lambda frame: network(frame)[0] == number)
+    return Predicate(f"ethertype({number:#06x})", lambda frame, length, direction: network(frame)[0] == number)
 
 
 def arp() -> Predicate:
     """ARP, requests and replies."""
-    return Predicate("arp()", lambda frame: network(frame)[0] == ARP)
+    return Predicate("arp()", lambda frame, length, direction: network(frame)[0] == ARP)
 
 
 def icmp() -> Predicate:
     """ICMP over IPv4."""
-    return Predicate("icmp()", lambda frame: transport(frame)[0] == ICMP)
+    return Predicate("icmp()", lambda frame, length, direction: transport(frame)[0] == ICMP)
 
 
 def icmp6() -> Predicate:
     """ICMPv6, neighbour discovery included."""
-    return Predicate("icmp6()", lambda frame: transport(frame)[0] == ICMPV6)
+    return Predicate("icmp6()", lambda frame, length, direction: transport(frame)[0] == ICMPV6)
 
 
 def udp(*, port: int | None = None, src_port: int | None = None, dst_port: int | None = None) -> Predicate:
@@ -164,9 +187,9 @@ def _ports(name: str, protocol: int, port: int | None, src_port: int | None, dst
             raise ValueError(f"{key}={value} is not a port: 0 to 65535")
     text = f"{name}({', '.join(f'{key}={value}' for key, value in given.items())})"
     if not given:
-        return Predicate(text, lambda frame: transport(frame)[0] == protocol)
+        return Predicate(text, lambda frame, length, direction: transport(frame)[0] == protocol)
 
-    def matches(frame: Buffer) -> bool:
+    def matches(frame: Buffer, length: int, direction: int) -> bool:
         found, at = transport(frame)
         if found != protocol or not at or len(frame) < at + 4:
             return False
@@ -188,7 +211,7 @@ def host(address: str) -> Predicate:
     # kind of frame: where the first address is, and how far behind it the second
     places = {IPV4: (12, 4), ARP: (14, 10)} if size == 4 else {IPV6: (8, 16)}
 
-    def matches(frame: Buffer) -> bool:
+    def matches(frame: Buffer, length: int, direction: int) -> bool:
         kind, at = network(frame)
         place = places.get(kind)
         if place is None:
