@@ -106,6 +106,7 @@ class Ipv6Packet:
     fragment: Fragment | None = None
     next_header_at: int = NEXT_HEADER_OFFSET  # of the octet of `header` that says `protocol`
     unfragmentable: int = 0  # of a fragment: octets before its Fragment header
+    fragmented: bool = False  # it had a Fragment header, or is made of those that had
 
     @property
     def is_fragment(self) -> bool:
@@ -198,7 +199,7 @@ class _Chain:
         if self._in_first_fragment and len(data) - at < self._upper_layer(following, at):
             raise self._cut_off("IPv6 upper-layer header cut off")
         packet.header, packet.payload = data[:at], data[at:]
-        packet.protocol, packet.next_header_at = following, following_at
+        packet.protocol, packet.next_header_at, packet.fragmented = following, following_at, fragment_at > 0
         if fragment is not None:
             packet.fragment, packet.unfragmentable = fragment, fragment_at
 
