@@ -53,6 +53,7 @@ class PingSession:
         "number",
         "opened_at",
         "queued_at",
+        "remote",
         "source",
         "touched",
     )
@@ -80,7 +81,8 @@ class PingSession:
         self._peers: dict[str, bytes] = {}  # hosts that may answer, and what the guest calls them
         self.number = number
         self.source = packet.source
-        self.destination = packet.destination  # the last one, for people
+        self.destination = packet.destination  # the last one, and what it is on the host, for people
+        self.remote = ""
         self.identifier = identifier
         self.mac = mac
         self.key = key
@@ -97,7 +99,7 @@ class PingSession:
         host = self._socket
         if host is None:
             return
-        self.destination = packet.destination
+        self.destination, self.remote = packet.destination, address
         self._peers.pop(address, None)  # the last one called is the last one forgotten
         if len(self._peers) >= MAX_PEERS:
             del self._peers[next(iter(self._peers))]

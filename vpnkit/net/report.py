@@ -21,6 +21,9 @@ class StatusReport(Struct, frozen=True, kw_only=True):
     subnet: str  # CIDR
     gateway: str
     host: str | None  # the alias of the host's loopback; None when it is disabled
+    prefix6: str | None = None  # CIDR, and the same two in it; None while no IPv6 is offered
+    gateway6: str | None = None
+    host6: str | None = None
     mtu: int
     dns: list[str]  # the servers that queries are forwarded to, ADDRESS#PORT
     guests: int
@@ -39,7 +42,8 @@ class GuestReport(Struct, frozen=True, kw_only=True):
     id: int
     link: str  # as in `--link`, or what `run` made: netns:...
     mac: str | None  # None until the guest has sent a frame
-    ip: str | None  # None until it has an address
+    ip: str | None  # IPv4; None until it has an address
+    addresses: list[str] = []  # all of them, of both families
     mtu: int
     offloads: list[str]  # of: checksum, tso4, tso6, uso
     frames_to_host: int
@@ -72,7 +76,7 @@ class LeaseReport(Struct, frozen=True, kw_only=True):
     ip: str
     mac: str
     hostname: str
-    client_id: str  # hexadecimal; empty when the guest sent none
+    client_id: str  # hexadecimal: option 61, or DHCPv6's DUID; empty when the guest sent none
     expires_in_seconds: float | None  # None: never
     state: str  # offered, bound, declined, ...
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 import vpnkit
+from vpnkit.flow import host as host_sockets
 from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
+from vpnkit.net.tcp import parts
 
 if TYPE_CHECKING:
     from portfwd.table import Forward
@@ -62,6 +64,9 @@ class NetworkReporter:
             subnet=str(plan.subnet),
             gateway=str(plan.gateway_ip),
             host=str(plan.host_ip) if plan.host_ip else None,
+            prefix6=str(plan.prefix6) if plan.prefix6 and network.ipv6.offered else None,
+            gateway6=str(plan.gateway6) if plan.gateway6 and network.ipv6.offered else None,
+            host6=str(plan.host6) if plan.host6 and network.ipv6.offered else None,
             mtu=plan.mtu,
             dns=[f"{server}#{port}" for server, port in network.dns_servers()],
             guests=len(network.guests),
@@ -130,6 +135,7 @@ def guest_report(guest: Guest) -> GuestReport:
         link=guest.name,
         mac=guest.station.mac.hex(":") if guest.station.mac else None,
         ip=str(IPv4Address(guest.ip)) if guest.ip else None,
+        addresses=[str(ip_address(each)) for each in guest.station.addresses],
         mtu=capabilities.mtu,
         offloads=[name for name in ("checksum", "tso4", "tso6", "uso") if getattr(capabilities, name)],
         **traffic(guest.link),
@@ -137,15 +143,15 @@ def guest_report(guest: Guest) -> GuestReport:
 
 
 def _tcp(flow: TcpFlow, now: float) -> FlowReport:
-    key = flow.key
+    source, destination, ports = parts(flow.key)
     connection = flow.connection
     sender = connection.sender if connection.is_open else None
     return FlowReport(
         id=flow.number,
         protocol="tcp",
         direction="in" if flow.inbound else "out",
-        guest=f"{IPv4Address(key[0:4])}:{int.from_bytes(key[8:10], 'big')}",
-        remote=f"{IPv4Address(key[4:8])}:{int.from_bytes(key[10:12], 'big')}",
+        guest=_place(source, int.from_bytes(ports[:2], "big")),
+        remote=_place(destination, int.from_bytes(ports[2:], "big")),
         host=flow.remote,
         state=connection.state.value,
         bytes_to_host=flow.bytes_to_host,
@@ -162,7 +168,7 @@ def _udp(mapping: UdpMapping, now: float) -> FlowReport:
         id=mapping.number,
         protocol="udp",
         direction="out",
-        guest=f"{IPv4Address(mapping.address)}:{mapping.port}",
+        guest=_place(mapping.address, mapping.port),
         remote=mapping.addressed,
         host=mapping.remote,
         state="open",
@@ -180,9 +186,9 @@ def _icmp(session: PingSession, now: float) -> FlowReport:
         id=session.number,
         protocol="icmp",
         direction="out",
-        guest=f"{IPv4Address(session.source)}:{session.identifier}",
-        remote=f"{IPv4Address(session.destination)}:{session.identifier}",
-        host=str(IPv4Address(session.destination)),
+        guest=_place(session.source, session.identifier),
+        remote=_place(session.destination, session.identifier),
+        host=session.remote,
         state="open",
         bytes_to_host=session.bytes_to_host,
         bytes_to_guest=session.bytes_to_guest,
@@ -191,3 +197,8 @@ def _icmp(session: PingSession, now: float) -> FlowReport:
         rtt_us=None,
         retransmissions=0,
     )
+
+
+def _place(address: bytes, port: int) -> str:
+    """ADDRESS:PORT, IPv6 in brackets."""
+    return host_sockets.text((str(ip_address(address)), port))

@@ -114,13 +114,14 @@ class Ipv6Packet:
 
     @property
     def dont_fragment(self) -> bool:
-        return True
+        """No router may; who fragmented it himself would have it fragmented on its way as well."""
+        return not self.fragmented
 
     @property
     def flags_offset(self) -> int:
-        """As an IPv4 packet has them: always DF."""
+        """As an IPv4 packet has them, with DF unless it came in fragments."""
         if self.fragment is None:
-            return 0x4000
+            return 0 if self.fragmented else 0x4000
         return 0x4000 | self.fragment.more << 13 | self.fragment.offset >> 3
 
     def pseudo_sum(self) -> int:
@@ -262,18 +263,44 @@ class _Chain:
         return Ipv6ParameterProblem(why, code, pointer, bytes(self._data[:QUOTE_LIMIT]))
 
 
+class UpperLayer(NamedTuple):
+    """Where the extension headers of a packet lead to."""
+
+    protocol: int  # an extension header's where the packet ends before that header does, and where there are too many
+    at: int  # which may be behind the end
+    end: int  # of the packet, or of the octets when they are fewer; what follows is padding if there was a fragment
+    fragmented: bool  # there was a Fragment header
+    later: bool  # it is a fragment, and not the first: nothing is known about what follows
+
+
+def upper_layer(data: Buffer) -> UpperLayer:
+    """For who only passes the packet `data` on: the lengths are followed, and nothing is refused.
+
+    It has at least HEADER_SIZE octets.
+    """
+    protocol, at, end = data[NEXT_HEADER_OFFSET], HEADER_SIZE, len(data)
+    fragmented = False
+    for _ in range(MAX_EXTENSIONS):
+        if protocol not in CHAINED or at + 8 > end:
+            break
+        if protocol == FRAGMENT:
+            if (data[at + 2] << 8 | data[at + 3]) & OFFSET_MASK:
+                return UpperLayer(data[at], at + 8, end, True, True)
+            fragmented = True
+            end = min(end, HEADER_SIZE + (data[4] << 8 | data[5]))
+            protocol, at = data[at], at + 8
+        else:
+            protocol, at = data[at], at + 8 + data[at + 1] * 8
+    return UpperLayer(protocol, at, end, fragmented, False)
+
+
 def is_icmp_error(data: Buffer) -> bool:
     """Whether the packet `data`, of at least HEADER_SIZE octets, holds an ICMPv6 error or redirect, as far as can be
     seen: no error is sent about it (RFC 4443 section 2.4 (e))."""
-    following, at = data[NEXT_HEADER_OFFSET], HEADER_SIZE
-    for _ in range(MAX_EXTENSIONS):
-        if following not in CHAINED or at + 8 > len(data):
-            break
-        length = 8 if following == FRAGMENT else (data[at + 1] + 1) * 8
-        if following == FRAGMENT and (data[at + 2] << 8 | data[at + 3]) & OFFSET_MASK:
-            return False
-        following, at = data[at], at + length
-    return following == ICMPV6 and at < len(data) and (data[at] < ERRORS_BELOW or data[at] == REDIRECT)
+    protocol, at, _, _, later = upper_layer(data)
+    if later or protocol != ICMPV6 or at >= len(data):
+        return False
+    return data[at] < ERRORS_BELOW or data[at] == REDIRECT
 
 
 def decode_quote(data: memoryview) -> Ipv6Packet:

@@ -6,6 +6,7 @@ His TCP is our own core in the other role, so the frames are checked by scapy wh
 from __future__ import annotations
 
 import random
+import socket
 import struct
 from collections import deque
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6, _ICMPv6
 from scapy.layers.l2 import ARP, Ether
 
 from tapdev.link import LinkCapabilities, LinkClosed
@@ -25,7 +27,7 @@ from vpnkit.proto.dhcp import DhcpServer
 from vpnkit.proto.tcp.connection import Offer, TcpConnection
 from vpnkit.proto.tcp.state import State
 from vpnkit.services.dhcp import DhcpService
-from vpnkit.wire.tcp import RST, FrameTemplate, decode, decode_sack, decode_syn_options
+from vpnkit.wire.tcp import RST, FrameTemplate, FrameTemplate6, decode, decode_sack, decode_syn_options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -34,12 +36,18 @@ MAC = guest_mac(1)
 IP_ADDRESS = bytes([192, 168, 65, 3])
 GATEWAY = "192.168.65.1"
 HOST = "192.168.65.2"
-OFFLOADS = LinkCapabilities(mtu=1500, checksum=True, tso4=True, uso=True)
+IP6 = "fd65:7670:6e6b::33"
+GATEWAY6 = "fd65:7670:6e6b::1"
+HOST6 = "fd65:7670:6e6b::2"
+ROUTER6 = "fe80::f416:36ff:febc:f9c6"
+OFFLOADS = LinkCapabilities(mtu=1500, checksum=True, tso4=True, tso6=True, uso=True)
 PLAIN = LinkCapabilities(mtu=1500)
 PATIENCE = 5.0  # seconds of real time, for what takes milliseconds
 
 
 def octets(address: str) -> bytes:
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address)
     return bytes(map(int, address.split(".")))
 
 
@@ -49,9 +57,12 @@ class Client:
     def __init__(self, guest: ScriptedGuest, address: str, port: int, ours: int) -> None:
         self.guest = guest
         self.iss = guest.rng.randrange(2**32)
-        self.connection = TcpConnection.active(self.iss, Offer(1460, 1460), trio.current_time())
-        self.key = octets(address) + IP_ADDRESS + struct.pack("!HH", port, ours)  # as frames to us have it
-        self.template = FrameTemplate(MAC, MAC, IP_ADDRESS, octets(address), struct.pack("!HH", ours, port))
+        mss = 1440 if ":" in address else 1460
+        self.connection = TcpConnection.active(self.iss, Offer(mss, mss), trio.current_time())
+        source, destination = (octets(IP6) if ":" in address else IP_ADDRESS), octets(address)
+        self.key = destination + source + struct.pack("!HH", port, ours)  # as frames to us have it
+        make = FrameTemplate6 if ":" in address else FrameTemplate
+        self.template = make(MAC, MAC, source, destination, struct.pack("!HH", ours, port))
         self.template.buffer[0:6] = guest.plan.server_mac
         self.got = bytearray()
         self.reading = True
@@ -95,8 +106,11 @@ class Client:
             connection.sender.needs_timer(now)
 
     def segment(self, frame: bytes) -> None:
-        total = struct.unpack_from("!H", frame, 16)[0]
-        segment = decode(memoryview(frame)[34 : 14 + total])
+        if frame[14] >> 4 == 6:
+            start, end = 54, 54 + struct.unpack_from("!H", frame, 18)[0]
+        else:
+            start, end = 34, 14 + struct.unpack_from("!H", frame, 16)[0]
+        segment = decode(memoryview(frame)[start:end])
         self.segments.append((segment.flags, len(segment.payload)))
         connection = self.connection
         if segment.flags & RST:
@@ -199,7 +213,11 @@ class ScriptedGuest:
         while (frame := self.link.receive()) is not None:
             data = bytes(frame)
             self.log.append(data)
-            client = self.clients.get(data[26:38]) if data[12:14] == b"\x08\x00" and data[23] == 6 else None
+            client = None
+            if data[12:14] == b"\x08\x00" and data[23] == 6:
+                client = self.clients.get(data[26:38])
+            elif data[12:14] == b"\x86\xdd" and data[20] == 6:
+                client = self.clients.get(data[22:58])
             if client is not None:
                 client.segment(data)
             else:
@@ -210,7 +228,7 @@ class ScriptedGuest:
     def send(self, packet: Ether | bytes) -> None:
         assert self.link.send((bytes(packet),))
 
-    def ip(self, packet: IP, mac: bytes | None = None) -> None:
+    def ip(self, packet: IP | IPv6, mac: bytes | None = None) -> None:
         self.send(Ether(src=MAC, dst=mac or self.plan.server_mac) / packet)
 
     async def frame(self, *layers: type, timeout: float = PATIENCE) -> Ether:
@@ -246,17 +264,21 @@ class ScriptedGuest:
         return client
 
     def datagram(self, payload: bytes, port: int, address: str = HOST, source_port: int = 5000) -> None:
-        self.ip(IP(src="192.168.65.3", dst=address) / UDP(sport=source_port, dport=port) / payload)
+        ip = IPv6(src=IP6, dst=address) if ":" in address else IP(src="192.168.65.3", dst=address)
+        self.ip(ip / UDP(sport=source_port, dport=port) / payload)
 
     async def answer(self, timeout: float = PATIENCE) -> tuple[str, int, int, bytes]:
         """Source, source port, destination port and payload of the next datagram."""
         read = await self.frame(UDP, timeout=timeout)
-        return read[IP].src, read[UDP].sport, read[UDP].dport, bytes(read[UDP].payload)
+        source = read[IPv6].src if IPv6 in read else read[IP].src
+        return source, read[UDP].sport, read[UDP].dport, bytes(read[UDP].payload)
 
 
 def checksums_hold(frame: bytes) -> bool:
     """Whether scapy would give `frame` the checksums that it has."""
     read, again = Ether(frame), Ether(frame)
+    if IPv6 in read:
+        return _checksums_hold6(read, again)
     if IP not in read:
         return True
     for layer in (IP, TCP, UDP, ICMP):
@@ -270,6 +292,18 @@ def checksums_hold(frame: bytes) -> bool:
         for layer in (IP, TCP, UDP, ICMP)
         if layer in read and layer in wanted and not (layer in (TCP, UDP) and ICMP in read)
     )
+
+
+def _checksums_hold6(read: Ether, again: Ether) -> bool:
+    layer = next((each for each in (TCP, UDP) if each in read and _ICMPv6 not in read), None)
+    if layer is None:
+        layer = next((each.__class__ for each in again.iterpayloads() if isinstance(each, _ICMPv6)), None)
+    if layer is None:
+        return True
+    name = "chksum" if layer in (TCP, UDP) else "cksum"
+    wanted = getattr(read[layer], name)
+    delattr(again[layer], name)
+    return getattr(Ether(bytes(again))[layer], name) % 0xFFFF == wanted % 0xFFFF
 
 
 def arp(target: str, source: str = "192.168.65.3") -> Ether:
@@ -293,6 +327,7 @@ async def world(
     queue_frames: int = 256,
     verify_checksums: bool = False,
     udp_filtering: str = "address",
+    nat64: bool = False,
 ) -> AsyncIterator[World]:
     """Both run until the block ends; then the link closes, and nothing of the guest's may be left."""
     plan = plan or Plan()
@@ -309,6 +344,7 @@ async def world(
             mac=MAC,
             verify_checksums=verify_checksums,
             udp_filtering=udp_filtering,
+            nat64=nat64,
         )
         scripted = ScriptedGuest(theirs, plan)
         ended = trio.Event()
