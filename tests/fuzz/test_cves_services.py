@@ -12,7 +12,7 @@ import trio
 from tests.fuzz import frames
 from tests.fuzz.frames import ACK, GATEWAY, REMOTE, dhcp, dhcp_message, dns, dns_query
 from tests.fuzz.victim import cpu_limit
-from vpnkit.proto.dhcp import MAX_BINDINGS, MAX_DECLINED
+from vpnkit.proto.dhcp_bindings import MAX_BINDINGS, MAX_DECLINED
 from vpnkit.proto.dns import MAX_WAITERS
 
 DISCOVER, REQUEST, DECLINE, RELEASE, INFORM = (bytes((kind,)) for kind in (1, 3, 4, 7, 8))

@@ -11,8 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from vpnkit.net.leasing import dhcp_config
 from vpnkit.net.plan import Plan
 from vpnkit.proto import dns as dns_rules
-from vpnkit.proto.dhcp import BOUND, MAX_BINDINGS, MAX_DECLINED, DhcpReply, DhcpServer
+from vpnkit.proto.dhcp import DhcpReply, DhcpServer
+from vpnkit.proto.dhcp_bindings import MAX_BINDINGS, MAX_DECLINED
 from vpnkit.proto.dns import MAX_SERVERS, MAX_WAITERS, TOTAL_SECONDS, Forwarder
+from vpnkit.proto.leases import BOUND
 from vpnkit.wire import dhcp, dns
 
 MACS = st.integers(0, 20).map(lambda number: bytes((2, 0, 0, 0, 0, number)))

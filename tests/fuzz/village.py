@@ -13,7 +13,8 @@ from vpnkit.net.guest import Guest
 from vpnkit.net.lan import MAX_ADDRESSES, Lan
 from vpnkit.net.leasing import dhcp_config
 from vpnkit.net.plan import Plan
-from vpnkit.proto.dhcp import MAX_BINDINGS, MAX_DECLINED, DhcpServer
+from vpnkit.proto.dhcp import DhcpServer
+from vpnkit.proto.dhcp_bindings import MAX_BINDINGS, MAX_DECLINED
 from vpnkit.services.dhcp import DhcpService
 
 if TYPE_CHECKING:

@@ -1,12 +1,10 @@
 """The rules of a DHCP server, RFC 2131, for a LAN where we are the only one and always there.
 
-A message and the time go in; a reply, or the reason why there is none, comes out.  Three decisions follow from being
+A message and the time go in; a reply, or the reason why there is none, comes out.  Two decisions follow from being
 the only server:
 
 - We are authoritative.  A client that asks to go on with an address we do not remember gets it, if nobody else has it
   (we were restarted, he was not), and a NAK otherwise, so that he starts again at once instead of timing out.
-- A binding outlives its lease: the address is kept for its client until the pool has no other, so that an address is
-  as stable as the pool is large.  Addresses are handed out from the first one up: people expect the first guest there.
 - What clients need to work (mask, router, name server, MTU) is sent whether they ask for it or not; the VMN3T client
   sends no parameter list at all.
 
@@ -17,64 +15,39 @@ client's maximum message size (option 57): replies always fit the 576 octets tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from vpnkit.errors import ConfigError
-from vpnkit.proto.dhcp_options import DhcpConfig, Told
+from vpnkit.proto.dhcp_bindings import Bindings
+from vpnkit.proto.dhcp_options import Told
+from vpnkit.proto.leases import BOUND, FOREVER, INFINITE, OFFERED, RELEASED, STATIC, Drop, printable_name
 from vpnkit.wire import dhcp
 from vpnkit.wire.dhcp import ANY, DhcpMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from vpnkit.proto.dhcp_bindings import Binding
+    from vpnkit.proto.dhcp_options import DhcpConfig
 
-MAX_BINDINGS: Final = 1024  # clients remembered; more than a LAN of ours has guests
-MAX_DECLINED: Final = 32  # addresses somebody else was seen to use; the oldest is tried again first
 OFFER_SECONDS: Final = 60.0  # how long an offer keeps its address from others
-DECLINE_SECONDS: Final = 600.0
 MINIMUM_LEASE: Final = 60  # seconds; shorter wishes are answered with this
-INFINITE: Final = 0xFFFFFFFF  # seconds, in options 51, 58 and 59
-FOREVER: Final = float("inf")
+LONGEST_CLIENT_ID: Final = 255  # octets: one option; it is echoed
 
 BROADCAST_MAC: Final = b"\xff" * 6
 BROADCAST_IP: Final = b"\xff" * 4
 
-OFFERED: Final = "offered"
-BOUND: Final = "bound"
-RELEASED: Final = "released"
-EXPIRED: Final = "expired"
-STATIC: Final = "static"
-
-_HOST_NAME_OCTETS: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
-
-
-@dataclass(frozen=True)
-class Drop:
-    """No reply, and why; reasons are few, so that they can be counted."""
-
-    reason: str
-
 
 @dataclass(frozen=True)
 class DhcpReply:
-    """A message for the client's port 68, and where it goes; `broadcast` says that both addresses are broadcast."""
+    """A message for the client's port 68, and where it goes; `broadcast` says that both addresses are broadcast.
+
+    `fresh` is an offered address that the client did not have before: somebody may use it whom we never heard.
+    """
 
     message: DhcpMessage
     destination_ip: bytes
     destination_mac: bytes
     broadcast: bool
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A binding, for the operator.  `expires_at` is in seconds of the clock that `now` came from."""
-
-    ip: bytes
-    mac: bytes
-    client_id: bytes  # option 61; empty when the client sent none
-    hostname: str
-    expires_at: float
-    state: str  # offered, bound, released, expired, static
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,121 +60,30 @@ class DhcpStatistics:
     shortened: int  # replies that had no room for all options
 
 
-@dataclass(slots=True)
-class _Binding:
-    key: bytes
-    ip: bytes
-    mac: bytes
-    client_id: bytes
-    hostname: str
-    state: str
-    expires_at: float
-
-    def active(self, now: float) -> bool:
-        return self.state in (OFFERED, BOUND, STATIC) and now < self.expires_at
-
-
-class DhcpServer:
-    """The bindings of one LAN.  Raises ConfigError when `config` cannot be told to anybody."""
+class DhcpServer(Bindings):
+    """The server of one LAN.  Raises ConfigError when `config` cannot be told to anybody."""
 
     def __init__(self, config: DhcpConfig) -> None:
+        super().__init__(config)
         self.config = config
-        self._first = int.from_bytes(config.first, "big")
-        self._last = int.from_bytes(config.last, "big")
         self._mask = int.from_bytes(config.mask, "big")
         self._server = int.from_bytes(config.server_ip, "big")
-        if self._first > self._last:
-            raise ConfigError("the DHCP pool is empty")
-        if not 1 <= config.lease <= INFINITE:
-            raise ConfigError(f"lease time {config.lease} is out of range: 1 to {INFINITE} seconds")
-        self._excluded = config.excluded | {config.server_ip}
         self._told = Told(config)
-        self._bindings: dict[bytes, _Binding] = {}  # by client
-        self._by_ip: dict[bytes, _Binding] = {}
-        self._reserved: dict[bytes, bytes] = {}  # MAC to address
-        self._reserved_ips: dict[bytes, bytes] = {}  # and back
-        self._declined: dict[bytes, float] = {}  # address to the end of its mark, oldest first
-        self._evicted = self._recycled = self._exhausted = 0
-        # What the LAN knows: whether somebody other than the MAC uses the address; and what it wants to know.
-        self.is_taken: Callable[[bytes, bytes], bool] = lambda ip, mac: False
-        self.is_used: Callable[[bytes], bool] = lambda ip: True  # by a guest that is here
-        self.on_released: Callable[[bytes], None] = lambda ip: None
+        self._exhausted = 0
 
-    # What the operator and the links do
-
-    def reserve(self, mac: bytes, ip: bytes) -> None:
-        """Keep `ip` for `mac`, inside the pool or not.  Whoever has it now is told so when he renews."""
-        self.unreserve(mac)
-        owner = self._reserved_ips.get(ip)
-        if owner is not None:
-            del self._reserved[owner]
-        self._reserved[mac] = ip
-        self._reserved_ips[ip] = mac
-        holder = self._by_ip.get(ip)
-        if holder is not None and holder.mac != mac:
-            self._forget(holder)
-
-    def unreserve(self, mac: bytes) -> None:
-        """Undo `reserve`; a lease that came of it goes on until it ends.  An unknown `mac` is ignored."""
-        ip = self._reserved.pop(mac, None)
-        if ip is not None:
-            del self._reserved_ips[ip]
-
-    def assign(self, mac: bytes, ip: bytes, hostname: str, now: float) -> None:
-        """Note that `mac` has `ip` without asking us (it was configured so): an infinite lease and a reservation."""
-        self.reserve(mac, ip)
-        binding = self._bind(mac, b"", mac, ip, now)
-        binding.hostname = hostname
-        binding.state = STATIC
-        binding.expires_at = FOREVER
-
-    def may_use(self, ip: bytes, mac: bytes) -> bool:
-        """Whether no other MAC address than `mac` has a reservation for `ip`."""
-        return self._reserved_ips.get(ip, mac) == mac
-
-    def address_of(self, mac: bytes) -> bytes | None:
-        """The address that `mac` has by reservation or by a binding, ended or not; None when he is new."""
-        reserved = self._reserved.get(mac)
-        if reserved is not None:
-            return reserved
-        return next((b.ip for b in self._bindings.values() if b.mac == mac and b.state != OFFERED), None)
-
-    def free_address(self, mac: bytes, now: float) -> bytes | None:
-        """An address that `mac` can be given: the first that nobody ever had, else whose lease ended first."""
-        for number in range(self._first, self._last + 1):  # ends after as many steps as the tables have entries
-            ip = number.to_bytes(4, "big")
-            if ip not in self._by_ip and self.is_available(ip, mac, now):
-                return ip
-        ended = [b for b in self._bindings.values() if not b.active(now) and self.is_available(b.ip, mac, now)]
-        return min(ended, key=lambda b: b.expires_at).ip if ended else None
-
-    def is_available(self, ip: bytes, mac: bytes, now: float) -> bool:
-        """Whether `ip` can be reserved for `mac`."""
-        return self._is_free(ip, now) and not self.is_taken(ip, mac)
-
-    def in_pool(self, ip: bytes) -> bool:
-        return self._first <= int.from_bytes(ip, "big") <= self._last and ip not in self._excluded
-
-    def leases(self, now: float | None = None) -> list[Lease]:
-        """The bindings in the order of their addresses; with `now`, those whose time is over are EXPIRED."""
-        return [
-            Lease(
-                binding.ip,
-                binding.mac,
-                binding.client_id,
-                binding.hostname,
-                binding.expires_at,
-                EXPIRED if now is not None and binding.state != RELEASED and not binding.active(now) else binding.state,
-            )
-            for _, binding in sorted(self._by_ip.items())
-        ]
+    def rename(self, domain: str, search: tuple[str, ...]) -> None:
+        """Tell another domain and search list from now on.  Raises ConfigError, and tells the old ones."""
+        config = replace(self.config, domain=domain, search=search)
+        told = Told(config)
+        told.shortened = self._told.shortened
+        self.config, self._told = config, told
 
     def statistics(self) -> DhcpStatistics:
         return DhcpStatistics(
             bindings=len(self._bindings),
-            declined=len(self._declined),
-            evicted=self._evicted,
-            recycled=self._recycled,
+            declined=self.declined(),
+            evicted=self.evicted,
+            recycled=self.recycled,
             exhausted=self._exhausted,
             shortened=self._told.shortened,
         )
@@ -220,6 +102,8 @@ class DhcpServer:
         for code in (dhcp.REQUESTED_ADDRESS, dhcp.SERVER_ID, dhcp.LEASE_TIME):
             if len(message.options.get(code, ANY)) != 4:
                 return Drop("malformed option")
+        if len(message.options.get(dhcp.CLIENT_ID, b"")) > LONGEST_CLIENT_ID:
+            return Drop("malformed option")
         kind = message.kind
         if kind == dhcp.DISCOVER:
             return self._discover(message, now)
@@ -235,23 +119,24 @@ class DhcpServer:
 
     def _discover(self, message: DhcpMessage, now: float) -> DhcpReply | Drop:
         key = self._key(message)
-        ip = self._choose(message, key, now)
+        ip = self.choose(message.chaddr, key, message.options.get(dhcp.REQUESTED_ADDRESS), now)
         if ip is None:
             self._exhausted += 1
             return Drop("no address left")
-        known = self._bindings.get(key)
+        known = self.get(key)
+        fresh = known is None or known.ip != ip or known.state == OFFERED
         if known is not None and known.ip == ip and known.active(now) and known.state != OFFERED:
             binding = known  # his lease stands while he asks again
         else:
-            binding = self._bind(key, message.options.get(dhcp.CLIENT_ID, b""), message.chaddr, ip, now)
+            binding = self.bind(key, message.options.get(dhcp.CLIENT_ID, b""), message.chaddr, ip, now)
             binding.state = OFFERED
             binding.expires_at = now + OFFER_SECONDS
         self._describe(binding, message)
-        return self._grant(dhcp.OFFER, message, ip)
+        return replace(self._grant(dhcp.OFFER, message, ip), fresh=fresh)
 
     def _request(self, message: DhcpMessage, now: float) -> DhcpReply | Drop:
         key = self._key(message)
-        known = self._bindings.get(key)
+        known = self.get(key)
         server = message.options.get(dhcp.SERVER_ID)
         if server is not None and server != self.config.server_ip:
             if known is not None and known.state == OFFERED:
@@ -261,16 +146,17 @@ class DhcpServer:
         wanted = message.options.get(dhcp.REQUESTED_ADDRESS, message.ciaddr)
         if wanted == ANY:
             return Drop("no address requested")
-        mine = self._expected(message.chaddr, key, now)
-        unavailable = wanted != mine if mine is not None else not self._is_free(wanted, now)
+        mine = self.expected(message.chaddr, key, now)
+        unavailable = wanted != mine if mine is not None else not self.is_free(wanted, now)
         if unavailable or self.is_taken(wanted, message.chaddr):
             return self._refuse(message, "address not available")
-        binding = self._bind(key, message.options.get(dhcp.CLIENT_ID, b""), message.chaddr, wanted, now)
+        binding = self.bind(key, message.options.get(dhcp.CLIENT_ID, b""), message.chaddr, wanted, now)
         if binding.state != STATIC:
             lease = self._lease(message)
             binding.state = BOUND
             binding.expires_at = FOREVER if lease == INFINITE else now + lease
         self._describe(binding, message)
+        self.on_changed()
         return self._grant(dhcp.ACK, message, wanted)
 
     def _inform(self, message: DhcpMessage) -> DhcpReply | Drop:
@@ -278,6 +164,7 @@ class DhcpServer:
             return Drop("informed of an address elsewhere")
         reply = self._reply(dhcp.ACK, message)
         reply.ciaddr = message.ciaddr
+        reply.siaddr, reply.file = self._told.boot()
         self._told.tell(reply.options, message.options.get(dhcp.PARAMETER_LIST, b""))
         return DhcpReply(reply, message.ciaddr, message.chaddr, broadcast=False)
 
@@ -289,6 +176,7 @@ class DhcpServer:
             binding.state = RELEASED
             binding.expires_at = now
             self.on_released(binding.ip)
+            self.on_changed()
         return Drop("released")
 
     def _decline(self, message: DhcpMessage, now: float) -> Drop:
@@ -296,121 +184,23 @@ class DhcpServer:
         binding = self._owned(message, ip)
         if binding is None or message.options.get(dhcp.SERVER_ID, self.config.server_ip) != self.config.server_ip:
             return Drop("not the owner")
-        self._forget(binding)
-        self._declined.pop(ip, None)
-        while len(self._declined) >= MAX_DECLINED:
-            self._recycle()
-        self._declined[ip] = now + DECLINE_SECONDS
+        self.mark(ip, now)
         return Drop("declined")
 
-    # Who has which address
+    # Who it is
 
     def _key(self, message: DhcpMessage) -> bytes:
-        """The client's identity.  A MAC address is 6 octets and option 61 gets a prefix, so they never collide.
+        return self.key(message.chaddr, message.options.get(dhcp.CLIENT_ID, b""))
 
-        An option 61 that is the MAC address (udhcpc's) says nothing new: an initramfs that sends it and the dhclient
-        that follows without it are one guest, and want one address.
-        """
-        client_id = message.options.get(dhcp.CLIENT_ID)
-        if not client_id or client_id == b"\1" + message.chaddr or message.chaddr in self._reserved:
-            return message.chaddr
-        return b"client " + client_id
-
-    def _owned(self, message: DhcpMessage, ip: bytes) -> _Binding | None:
-        binding = self._bindings.get(self._key(message))
+    def _owned(self, message: DhcpMessage, ip: bytes) -> Binding | None:
+        binding = self.get(self._key(message))
         if binding is None or binding.ip != ip or binding.mac != message.chaddr:
             return None
         return binding
 
-    def _expected(self, mac: bytes, key: bytes, now: float) -> bytes | None:
-        """The address that this client has, had, or will have by reservation; None when he is new."""
-        reserved = self._reserved.get(mac)
-        if reserved is not None and not self._is_declined(reserved, now):
-            return reserved
-        known = self._bindings.get(key)
-        if known is None or self._reserved_ips.get(known.ip, mac) != mac or self.is_taken(known.ip, mac):
-            return None
-        return known.ip
-
-    def _choose(self, message: DhcpMessage, key: bytes, now: float) -> bytes | None:
-        """The address to offer, RFC 2131 section 4.3.1; None when the pool has none."""
-        mine = self._expected(message.chaddr, key, now)
-        if mine is not None:
-            return mine
-        mac = message.chaddr
-        wanted = message.options.get(dhcp.REQUESTED_ADDRESS)
-        if wanted is not None and self.is_available(wanted, mac, now):
-            return wanted
-        return self.free_address(mac, now) or self._least_useful(mac, now)
-
-    def _least_useful(self, mac: bytes, now: float) -> bytes | None:
-        """An address that is not free but can be had: a declined one, else the oldest mere offer, else one leased to
-        a client that is not here, or a guest could lease the whole pool to clients that he made up."""
-        for ip in self._declined:
-            if self._is_ours_to_give(ip) and not self.is_taken(ip, mac):
-                self._recycle(ip)
-                return ip
-        ours = [b for b in self._bindings.values() if self._is_ours_to_give(b.ip) and not self.is_taken(b.ip, mac)]
-        least = [b for b in ours if b.state == OFFERED] or [
-            b for b in ours if b.state == BOUND and not self.is_used(b.ip)
-        ]
-        return min(least, key=lambda b: b.expires_at).ip if least else None
-
-    def _is_ours_to_give(self, ip: bytes) -> bool:
-        if not self._first <= int.from_bytes(ip, "big") <= self._last:
-            return False
-        return ip not in self._excluded and ip not in self._reserved_ips
-
-    def _is_free(self, ip: bytes, now: float) -> bool:
-        """Whether any client may be given `ip`."""
-        if not self._is_ours_to_give(ip) or self._is_declined(ip, now):
-            return False
-        holder = self._by_ip.get(ip)
-        return holder is None or not holder.active(now)
-
-    def _is_declined(self, ip: bytes, now: float) -> bool:
-        until = self._declined.get(ip)
-        if until is None:
-            return False
-        if now < until:
-            return True
-        del self._declined[ip]
-        return False
-
-    def _recycle(self, ip: bytes | None = None) -> None:
-        del self._declined[next(iter(self._declined)) if ip is None else ip]
-        self._recycled += 1
-
-    def _bind(self, key: bytes, client_id: bytes, mac: bytes, ip: bytes, now: float) -> _Binding:
-        """The binding of `key` to `ip`, new or known; whoever had either before has it no longer."""
-        known = self._bindings.get(key)
-        if known is not None and known.ip == ip:
-            known.mac = mac
-            known.client_id = client_id
-            return known
-        if known is not None:
-            self._forget(known)
-        holder = self._by_ip.get(ip)
-        if holder is not None:
-            self._forget(holder)
-            self._evicted += 1
-        elif len(self._bindings) >= MAX_BINDINGS:
-            # An active one goes only when all are: 1024 clients on one link is somebody inventing addresses.
-            self._forget(min(self._bindings.values(), key=lambda b: (b.active(now), b.state == STATIC, b.expires_at)))
-            self._evicted += 1
-        binding = _Binding(key, ip, mac, client_id, "", OFFERED, now)
-        self._bindings[key] = binding
-        self._by_ip[ip] = binding
-        return binding
-
-    def _forget(self, binding: _Binding) -> None:
-        del self._bindings[binding.key]
-        del self._by_ip[binding.ip]
-
-    def _describe(self, binding: _Binding, message: DhcpMessage) -> None:
-        name = message.options.get(dhcp.HOST_NAME)
-        if name:
-            binding.hostname = bytes(octet for octet in name[:255] if octet in _HOST_NAME_OCTETS).decode("ascii")
+    def _describe(self, binding: Binding, message: DhcpMessage) -> None:
+        said = printable_name(message.options.get(dhcp.HOST_NAME, b""))
+        binding.hostname = self.name(message.chaddr) or said or binding.hostname
 
     def _in_subnet(self, ip: bytes) -> bool:
         number = int.from_bytes(ip, "big")
@@ -427,6 +217,9 @@ class DhcpServer:
 
     def _reply(self, kind: int, message: DhcpMessage) -> DhcpMessage:
         options = {dhcp.MESSAGE_TYPE: bytes((kind,)), dhcp.SERVER_ID: self.config.server_ip}
+        client_id = message.options.get(dhcp.CLIENT_ID)
+        if client_id:  # RFC 6842
+            options[dhcp.CLIENT_ID] = client_id
         return DhcpMessage(
             op=dhcp.BOOTREPLY,
             xid=message.xid,
@@ -438,7 +231,7 @@ class DhcpServer:
     def _grant(self, kind: int, message: DhcpMessage, ip: bytes) -> DhcpReply:
         reply = self._reply(kind, message)
         reply.yiaddr = ip
-        reply.siaddr = self.config.server_ip
+        reply.siaddr, reply.file = self._told.boot()
         if kind == dhcp.ACK:
             reply.ciaddr = message.ciaddr
         lease = self._lease(message)
@@ -446,7 +239,11 @@ class DhcpServer:
         if lease != INFINITE:
             reply.options[dhcp.RENEWAL_TIME] = (lease // 2).to_bytes(4, "big")
             reply.options[dhcp.REBINDING_TIME] = (lease * 7 // 8).to_bytes(4, "big")
-        self._told.tell(reply.options, message.options.get(dhcp.PARAMETER_LIST, b""))
+        asked = message.options.get(dhcp.PARAMETER_LIST, b"")
+        name = self.name(message.chaddr)
+        if name and (dhcp.HOST_NAME in asked or not asked):
+            reply.options[dhcp.HOST_NAME] = name.encode("ascii")
+        self._told.tell(reply.options, asked)
         # RFC 2131 section 4.1
         if message.ciaddr != ANY:
             return DhcpReply(reply, message.ciaddr, message.chaddr, broadcast=False)

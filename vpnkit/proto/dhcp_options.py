@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Final
 
 from vpnkit.errors import ConfigError
 from vpnkit.wire import dhcp
 from vpnkit.wire.dhcp import ANY
 
+MAX_BOOT_FILE: Final = 127  # octets that fit the message's field, with a zero behind them; option 67 takes 255
 MAX_OPTIONS: Final = 312 - 4  # octets of options that every client takes, RFC 2131 section 2, less the cookie
 
 
@@ -30,6 +32,8 @@ class DhcpConfig:
     ntp: tuple[bytes, ...] = ()
     routes: tuple[tuple[bytes, int, bytes], ...] = ()  # network, prefix length, router; the default route is added
     lease: int = 86400
+    next_server: bytes | None = None  # who has the boot file; None: we, as far as anybody can tell
+    boot_file: str = ""  # a path there, or a URL (iPXE)
 
 
 class Told:
@@ -39,6 +43,9 @@ class Told:
         self._config = config
         self._server = int.from_bytes(config.server_ip, "big")
         self._mask = int.from_bytes(config.mask, "big")
+        self._boot_file = config.boot_file.encode()
+        if len(self._boot_file) > 255:
+            raise ConfigError(f"boot file {config.boot_file!r} is longer than 255 octets")
         self.shortened = 0  # replies that had no room for all options
         self._told = self._static_options()
 
@@ -68,6 +75,11 @@ class Told:
             raise ConfigError(f"domain or search list: {error}") from None
         return told
 
+    def boot(self) -> tuple[bytes, bytes]:
+        """The fields siaddr and file of a reply."""
+        fits = len(self._boot_file) <= MAX_BOOT_FILE
+        return self._config.next_server or self._config.server_ip, self._boot_file if fits else b""
+
     def tell(self, options: dict[int, bytes], asked: bytes) -> None:
         """Add the configuration to `options`, for a client whose parameter list is `asked`.
 
@@ -79,6 +91,10 @@ class Told:
             # Who takes this option ignores option 3, RFC 3442: so the default route is in it too
             routes = (*self._config.routes, (ANY, 0, self._config.routers[0]))
             told = [(dhcp.CLASSLESS_ROUTES, dhcp.encode_routes(routes)), *told]
+        if self._boot_file and (dhcp.BOOT_FILE in asked or len(self._boot_file) > MAX_BOOT_FILE):
+            told = [*told, (dhcp.BOOT_FILE, self._boot_file)]
+        if self._boot_file and dhcp.TFTP_SERVER in asked:
+            told = [*told, (dhcp.TFTP_SERVER, str(IPv4Address(self.boot()[0])).encode())]
         for code, whole in told:
             value = whole
             if code == dhcp.DOMAIN_SEARCH:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.errors import WireError
-from vpnkit.proto.dhcp import Drop
+from vpnkit.proto.leases import Drop
 from vpnkit.wire import dhcp
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class DhcpAnswer:
     destination_ip: bytes
     client_mac: bytes
     assigned: bytes | None  # what the client has from now on, when this is an ACK that gave it
+    offered: bytes | None = None  # what an OFFER names, when the client did not have it before
 
 
 class DhcpService:
@@ -81,4 +82,5 @@ class DhcpService:
         if mtu is not None and dhcp.INTERFACE_MTU in told.options:
             told.options[dhcp.INTERFACE_MTU] = mtu.to_bytes(2, "big")
         assigned = told.yiaddr if told.kind == dhcp.ACK and told.yiaddr != dhcp.ANY else None
-        return DhcpAnswer(told.encode(), reply.destination_mac, reply.destination_ip, told.chaddr, assigned)
+        offered = told.yiaddr if reply.fresh else None
+        return DhcpAnswer(told.encode(), reply.destination_mac, reply.destination_ip, told.chaddr, assigned, offered)

@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vpnkit.errors import ConfigError
-from vpnkit.proto import dhcp as rules
-from vpnkit.proto.dhcp import DhcpReply, DhcpServer, Drop
+from vpnkit.proto import dhcp_bindings as rules
+from vpnkit.proto import leases
+from vpnkit.proto.dhcp import DhcpReply, DhcpServer
 from vpnkit.proto.dhcp_options import DhcpConfig
+from vpnkit.proto.leases import Drop
 from vpnkit.wire import dhcp
 from vpnkit.wire.dhcp import DhcpMessage
 
@@ -257,14 +259,14 @@ def test_lease_time(server: DhcpServer, wish: int, lease: int) -> None:
 
 
 def test_infinite_lease() -> None:
-    server = DhcpServer(config(lease=rules.INFINITE))
+    server = DhcpServer(config(lease=leases.INFINITE))
     client = Client(server)
     client.gets()
     reply = client.says(dhcp.REQUEST, ciaddr=ip(3))
     assert isinstance(reply, DhcpReply)
     assert reply.message.options[51] == b"\xff" * 4
     assert 58 not in reply.message.options
-    assert server.leases()[0].expires_at == rules.FOREVER
+    assert server.leases()[0].expires_at == leases.FOREVER
 
 
 def test_release_is_the_owners_and_leaves_a_hint(server: DhcpServer) -> None:
@@ -349,7 +351,7 @@ def test_a_declined_reservation_falls_back_to_the_pool(server: DhcpServer) -> No
 def test_assign(server: DhcpServer) -> None:
     server.assign(mac(7), ip(3), "static", 0.0)
     [lease] = server.leases(1e12)
-    assert (lease.ip, lease.hostname, lease.state, lease.expires_at) == (ip(3), "static", "static", rules.FOREVER)
+    assert (lease.ip, lease.hostname, lease.state, lease.expires_at) == (ip(3), "static", "static", leases.FOREVER)
     assert Client(server, 1).gets() == ip(4)
     assert Client(server, 7).gets() == ip(3)  # he asks after all
     assert Client(server, 7).says(dhcp.RELEASE, ciaddr=ip(3)) == Drop("released")
@@ -450,7 +452,8 @@ def test_schema_of_every_reply(messages: list[DhcpMessage]) -> None:
         options = reply.message.options
         assert next(iter(options)) == 53
         assert 300 <= len(reply.message.encode()) <= 548
-        assert not options.keys() & {50, 52, 55, 57, 61}
+        assert not options.keys() & {50, 52, 55, 57}
+        assert options.pop(61, b"") == message.options.get(61, b"")  # RFC 6842
         assert reply.message.xid == message.xid
         assert reply.destination_mac == (b"\xff" * 6 if reply.broadcast else message.chaddr)
         if reply.message.kind == dhcp.NAK:
