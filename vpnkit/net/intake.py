@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from vpnkit.errors import WireError
 from vpnkit.net.policy import DHCPV6_SERVER_PORT, Protocol, Refuse, target
 from vpnkit.net.problems import Problem
-from vpnkit.net.source_filter import arp_objection
+from vpnkit.net.source_filter import DHCPV6_SERVER, arp_objection
 from vpnkit.proto import arp as arp_rules
 from vpnkit.proto.reassembly import Reassembler
 from vpnkit.proto.reassembly6 import Reassembler6
@@ -182,12 +182,14 @@ class Intake:
             self._guest.count(verdict)
 
     def _is_for_us_alone(self, frame: memoryview, ethertype: int) -> bool:
-        """A broadcast that only the gateway answers: a DHCP client's, and ARP for an address of ours."""
+        """What is for everybody and only the gateway answers: a DHCP client's, and ARP for an address of ours."""
         if ethertype == ethernet.ETHERTYPE_ARP:
             return bytes(frame[38:42]) in self._guest.ours
         if ethertype == ethernet.ETHERTYPE_IPV4 and len(frame) > 42 and frame[23] == ipv4.UDP:
             start = 14 + (frame[14] & 15) * 4
             return bytes(frame[start + 2 : start + 4]) == b"\x00\x43"
+        if ethertype == ethernet.ETHERTYPE_IPV6 and len(frame) > 58 and frame[20] == ipv6.UDP:
+            return bytes(frame[56:58]) == DHCPV6_SERVER
         return False
 
     def _arp(self, frame: memoryview, source_mac: bytes) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vpnkit.wire import arp, ethernet, ipv4, ipv6
+from vpnkit.wire import arp, ethernet, icmpv6, ipv4, ipv6, ndp
 
 if TYPE_CHECKING:
     from vpnkit.net.lan import Station
@@ -18,14 +18,6 @@ VLAN_TAGS: Final = frozenset({0x8100, 0x88A8, 0x9100})
 SMALLEST_TYPE: Final = 0x0600  # below, the field is the length of an IEEE 802.2 frame
 DHCP_SERVER: Final = b"\x00\x43"  # UDP port 67
 DHCPV6_SERVER: Final = b"\x02\x23"  # UDP port 547
-
-# RFC 4861 section 4
-ROUTER_ADVERTISEMENT: Final = 134
-NEIGHBOR_SOLICITATION: Final = 135
-NEIGHBOR_ADVERTISEMENT: Final = 136
-REDIRECT: Final = 137
-SOURCE_LINK_LAYER: Final = 1
-TARGET_LINK_LAYER: Final = 2
 
 
 def objection(station: Station, frame: memoryview, source_mac: bytes, ethertype: int) -> str:
@@ -68,49 +60,43 @@ def _ipv6(station: Station, frame: memoryview, source_mac: bytes) -> str:
     if len(frame) < 54 or frame[14] >> 4 != 6:
         return "malformed"
     source = bytes(frame[22:38])
-    next_header = frame[20]
-    start, end = 54, len(frame)
+    protocol, start = frame[20], 54
     fragmented = False
-    for _ in range(ipv6.MAX_EXTENSIONS):
-        if next_header == ipv6.FRAGMENT and end >= start + 8:
-            if (frame[start + 2] << 8 | frame[start + 3]) & ipv6.OFFSET_MASK:
-                return "" if station.owns(source, source_mac) else "spoofed_ip"  # the first one is looked at
-            fragmented = True
-            end = min(end, 54 + (frame[18] << 8 | frame[19]))
-            next_header, start = frame[start], start + 8
-        elif next_header in ipv6.EXTENSIONS and end >= start + 8:
-            next_header, start = frame[start], start + 8 + frame[start + 1] * 8
-        else:
-            break
-    else:
-        return "malformed"
-    if fragmented and end < start + 8:
-        return "malformed"  # RFC 7112: the first fragment has all headers
-    if next_header == ipv6.ICMPV6 and end > start:
+    if protocol in ipv6.CHAINED:
+        protocol, start, end, fragmented = ipv6.upper_layer(frame, 14)
+        if protocol == ipv6.LATER_FRAGMENT:
+            return "" if station.owns(source, source_mac) else "spoofed_ip"  # the first one is looked at
+        if (fragmented and end < start + 8) or (protocol in ipv6.CHAINED and start + 8 <= end):
+            return "malformed"  # RFC 7112: the first fragment has all headers; or there are too many
+    if protocol == ipv6.ICMPV6 and len(frame) > start:
         verdict = _icmpv6(station, frame[start:], source, source_mac)
         if verdict:
             return verdict
-        if fragmented and frame[start] in (NEIGHBOR_SOLICITATION, NEIGHBOR_ADVERTISEMENT):
+        if fragmented and icmpv6.ROUTER_SOLICITATION <= frame[start] <= icmpv6.REDIRECT:
             return "spoofed_nd"  # RFC 6980: the rest of its options is not here
-    elif next_header == ipv4.UDP and bytes(frame[start : start + 2]) == DHCPV6_SERVER:
-        return "rogue_dhcp"
+    elif protocol == ipv6.UDP:
+        ports = bytes(frame[start : start + 4])
+        if ports[:2] == DHCPV6_SERVER or ports[2:] == DHCPV6_SERVER:
+            return "rogue_dhcp" if ports[:2] == DHCPV6_SERVER else "dhcp_to_guest"
     if source == ipv6.UNSPECIFIED:  # before he has an address: duplicate address detection, MLD
-        return "" if next_header == ipv6.ICMPV6 else "spoofed_ip"
+        return "" if protocol == ipv6.ICMPV6 else "spoofed_ip"
     return "" if station.owns(source, source_mac) else "spoofed_ip"
 
 
 def _icmpv6(station: Station, message: memoryview, source: bytes, source_mac: bytes) -> str:
+    """Every option is looked at, and not only the one that `ndp.decode` takes: a neighbour may take another."""
     kind = message[0]
-    if kind in (ROUTER_ADVERTISEMENT, REDIRECT):
+    if kind in (icmpv6.ROUTER_ADVERTISEMENT, icmpv6.REDIRECT):
         return "rogue_router"
-    if kind not in (NEIGHBOR_SOLICITATION, NEIGHBOR_ADVERTISEMENT):
+    if kind not in (icmpv6.NEIGHBOR_SOLICITATION, icmpv6.NEIGHBOR_ADVERTISEMENT):
         return ""
     if len(message) < 24:
         return "malformed"
-    option = TARGET_LINK_LAYER if kind == NEIGHBOR_ADVERTISEMENT else SOURCE_LINK_LAYER
-    if kind == NEIGHBOR_ADVERTISEMENT and not station.owns(bytes(message[8:24]), source_mac):
+    advertised = kind == icmpv6.NEIGHBOR_ADVERTISEMENT
+    option = ndp.TARGET_LINK_LAYER if advertised else ndp.SOURCE_LINK_LAYER
+    if advertised and not station.owns(bytes(message[8:24]), source_mac):
         return "spoofed_nd"
-    if kind == NEIGHBOR_SOLICITATION and source != ipv6.UNSPECIFIED and not station.owns(source, source_mac):
+    if not advertised and source != ipv6.UNSPECIFIED and not station.owns(source, source_mac):
         return "spoofed_nd"
     at = 24
     while at + 8 <= len(message):

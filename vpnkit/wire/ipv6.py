@@ -58,6 +58,8 @@ INCOMPLETE_CHAIN: Final = 3
 
 QUOTE_LIMIT: Final = MIN_MTU - HEADER_SIZE - 8  # octets; RFC 4443 section 2.4 (c): an error is not larger than MIN_MTU
 
+LATER_FRAGMENT: Final = -1  # for a protocol: it is in the first fragment
+
 PAD1: Final = 0
 ERRORS_BELOW: Final = 128  # ICMPv6 types that are errors, RFC 4443 section 2.1
 REDIRECT: Final = 137
@@ -263,44 +265,35 @@ class _Chain:
         return Ipv6ParameterProblem(why, code, pointer, bytes(self._data[:QUOTE_LIMIT]))
 
 
-class UpperLayer(NamedTuple):
-    """Where the extension headers of a packet lead to."""
+def upper_layer(data: Buffer, network: int = 0) -> tuple[int, int, int, bool]:
+    """Where the extension headers of the packet at `network` in `data` lead to: the protocol there, or LATER_FRAGMENT;
+    the offset in `data`; the end of what can be read; whether there was a Fragment header.
 
-    protocol: int  # an extension header's where the packet ends before that header does, and where there are too many
-    at: int  # which may be behind the end
-    end: int  # of the packet, or of the octets when they are fewer; what follows is padding if there was a fragment
-    fragmented: bool  # there was a Fragment header
-    later: bool  # it is a fragment, and not the first: nothing is known about what follows
-
-
-def upper_layer(data: Buffer) -> UpperLayer:
-    """For who only passes the packet `data` on: the lengths are followed, and nothing is refused.
-
-    It has at least HEADER_SIZE octets.
+    For who only passes the packet on: the lengths are followed, and nothing is refused.  The protocol is an extension
+    header's where the packet ends before that header does, and where there are too many.  Of a first fragment, the end
+    is that of the packet, as what follows is padding; else that of `data`.  The fixed header is there.
     """
-    protocol, at, end = data[NEXT_HEADER_OFFSET], HEADER_SIZE, len(data)
+    protocol, at, end = data[network + NEXT_HEADER_OFFSET], network + HEADER_SIZE, len(data)
     fragmented = False
     for _ in range(MAX_EXTENSIONS):
         if protocol not in CHAINED or at + 8 > end:
             break
-        if protocol == FRAGMENT:
-            if (data[at + 2] << 8 | data[at + 3]) & OFFSET_MASK:
-                return UpperLayer(data[at], at + 8, end, True, True)
-            fragmented = True
-            end = min(end, HEADER_SIZE + (data[4] << 8 | data[5]))
-            protocol, at = data[at], at + 8
-        else:
+        if protocol != FRAGMENT:
             protocol, at = data[at], at + 8 + data[at + 1] * 8
-    return UpperLayer(protocol, at, end, fragmented, False)
+        elif (data[at + 2] << 8 | data[at + 3]) & OFFSET_MASK:
+            return LATER_FRAGMENT, at + 8, end, True
+        else:
+            fragmented = True
+            end = min(end, network + HEADER_SIZE + (data[network + 4] << 8 | data[network + 5]))
+            protocol, at = data[at], at + 8
+    return protocol, at, end, fragmented
 
 
 def is_icmp_error(data: Buffer) -> bool:
     """Whether the packet `data`, of at least HEADER_SIZE octets, holds an ICMPv6 error or redirect, as far as can be
     seen: no error is sent about it (RFC 4443 section 2.4 (e))."""
-    protocol, at, _, _, later = upper_layer(data)
-    if later or protocol != ICMPV6 or at >= len(data):
-        return False
-    return data[at] < ERRORS_BELOW or data[at] == REDIRECT
+    protocol, at, _, _ = upper_layer(data)
+    return protocol == ICMPV6 and at < len(data) and (data[at] < ERRORS_BELOW or data[at] == REDIRECT)
 
 
 def decode_quote(data: memoryview) -> Ipv6Packet:

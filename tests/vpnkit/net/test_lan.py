@@ -212,6 +212,18 @@ async def test_forged_neighbour_discovery_is_not_passed_on():
         assert not c.heard
 
 
+@pytest.mark.parametrize("to_all", [True, False])
+async def test_what_only_a_dhcpv6_server_answers_reaches_no_neighbour(to_all):
+    async with lan() as world:
+        a, b = world.neighbours
+        ether = a.ether("33:33:00:01:00:02") if to_all else a.ether(b.mac)
+        solicit = UDP(sport=546, dport=547) / bytes((1, 0, 0, 1))
+        a.send(ether / IPv6(src=a.ip6, dst="ff02::1:2" if to_all else b.ip6) / solicit)
+        a.send(a.ether(b.mac) / IPv6(src=a.ip6, dst=b.ip6) / UDP(sport=546, dport=548))
+        assert (await b.hears(lambda f: IPv6 in f))[UDP].dport == 548
+        assert world.counter(a, "dhcp_to_guest") == (not to_all)
+
+
 async def test_a_guest_is_no_dhcp_server():
     async with lan() as world:
         a, b = world.neighbours

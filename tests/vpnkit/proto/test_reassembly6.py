@@ -79,7 +79,8 @@ class TestWhole:
         parts = cut(DATA, 1480, 2960)
         (whole,) = lab.add(*(parts[i] for i in order))
         assert whole.payload == DATA
-        assert (whole.protocol, whole.source, whole.destination, whole.is_fragment) == (PLAIN, GUEST, REMOTE, False)
+        assert (whole.protocol, whole.source, whole.destination) == (PLAIN, GUEST, REMOTE)
+        assert (whole.is_fragment, whole.fragmented) == (False, True)
         assert not len(lab.core)
         assert lab.core.octets == 0
         assert lab.core.next_deadline() == NEVER

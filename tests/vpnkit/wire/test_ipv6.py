@@ -52,7 +52,7 @@ def test_round_trip_and_scapy(source, destination, protocol, payload, ttl, tos, 
     assert (made.source, made.destination, made.protocol) == (source, destination, protocol)
     assert (made.ttl, made.tos, made.flow_label) == (ttl, tos, flow_label)
     assert (made.fragment, made.is_fragment, made.dont_fragment, made.flags_offset) == (None, False, True, 0x4000)
-    assert (made.next_header_at, made.unfragmentable) == (6, 0)
+    assert (made.next_header_at, made.unfragmentable, made.fragmented) == (6, 0, False)
     read = IPv6(bytes(header) + payload)
     assert (read.hlim, read.tc, read.fl, read.nh, read.plen) == (ttl, tos, flow_label, protocol, len(payload))
     words = source + destination + len(payload).to_bytes(4, "big") + bytes((0, 0, 0, protocol))
@@ -110,7 +110,7 @@ class TestExtensions:
 
     def test_an_atomic_fragment_is_none_rfc6946(self):
         made = decoded(packet(b"\x11\x00\x00\x00\x00\x00\x00\x07" + bytes(8), ipv6.FRAGMENT))
-        assert (made.is_fragment, made.fragment, made.unfragmentable) == (False, None, 0)
+        assert (made.is_fragment, made.fragment, made.unfragmentable, made.fragmented) == (False, None, 0, True)
         assert (made.protocol, made.payload, made.next_header_at, len(made.header)) == (17, bytes(8), 40, 48)
 
 
