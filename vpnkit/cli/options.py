@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,7 +14,7 @@ from vpnkit.cli.logs import LEVELS
 from vpnkit.control.paths import check_length, check_name, socket_path
 from vpnkit.control.token import TcpControl, parse_address, read_token
 from vpnkit.errors import ConfigError
-from vpnkit.net.plan import HOST_NAMES, Plan
+from vpnkit.net.plan import DEFAULT_PREFIX6, HOST_NAMES, IPV6_OFFERS, LEAST_MTU6, Plan
 from vpnkit.services.resolvconf import parse_server
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ Command = TypeVar("Command", bound="Callable[..., Any]")
 
 DISABLED: Final = "none"
 MAX_MTU: Final = 65520
+# Loopback, mapped and translated IPv4, link-local and multicast
+NOT_FOR_GUESTS: Final = tuple(
+    map(IPv6Network, ("::/96", "::ffff:0:0/96", "64:ff9b::/64", "64:ff9b:1::/48", "fe80::/10", "ff00::/8"))
+)
 DOMAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
 
@@ -38,6 +42,7 @@ class NetSettings:
     udp_filtering: str = "address"  # who may answer a guest's datagram; see NetworkOptions
     nat64: bool = False  # IPv4 hosts under 64:ff9b::/96
     isolate: bool = False  # guests may not speak to each other
+    ipv6: str = "auto"  # what is offered of it; a key of IPV6_OFFERS
     name: str = "default"
     control: Path | None = None  # None: where `name` puts it
     control_tcp: TcpControl | None = None  # the control API over TCP as well
@@ -63,6 +68,22 @@ def subnet(text: str) -> IPv4Network:
         raise ValueError(f"{text!r} is an address inside {network}")
     if network.prefixlen < 8 or network.is_multicast or network.is_loopback:
         raise ValueError(f"{text!r} is no network for guests; 192.168.65.0/24 is one")
+    return network
+
+
+def prefix6(text: str) -> IPv6Network | str:
+    """An IPv6 network in CIDR notation that guests can make addresses in, or DISABLED."""
+    if text == DISABLED:
+        return DISABLED
+    example = "fd65:7670:6e6b::/64"
+    try:
+        network = IPv6Network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv6 network like {example}, nor '{DISABLED}'") from None
+    if network.prefixlen != 64:
+        raise ValueError(f"{text!r} is no /64, which guests need to make their addresses; {example} is one")
+    if any(network.overlaps(other) for other in NOT_FOR_GUESTS):
+        raise ValueError(f"{text!r} is no network for guests; {example} is one")
     return network
 
 
@@ -121,6 +142,21 @@ OPTIONS: Final = (
     ),
     click.option("--no-offload", is_flag=True, help="Do without checksum and segmentation offload."),
     click.option("--verify-checksums", is_flag=True, help="Verify checksums also where the link cannot corrupt."),
+    click.option(
+        "--ipv6",
+        type=click.Choice(list(IPV6_OFFERS)),
+        default="auto",
+        show_default=True,
+        help="What of IPv6 guests are offered: auto, all while this host has it; on, all; local, no way out; off.",
+    ),
+    parsed(
+        prefix6,
+        "--ipv6-prefix",
+        metavar="PREFIX",
+        default=str(DEFAULT_PREFIX6),
+        show_default=True,
+        help="The guests' IPv6 network, a /64; 'none' for no IPv6 at all.",
+    ),
     parsed(
         parse_server,
         "--dns",
@@ -202,13 +238,21 @@ def plan_from(options: Mapping[str, Any]) -> Plan:
     Without --mtu its mtu is MAX_MTU, for links that have none of their own.
     """
     host = options["host_ip"]
+    offer, prefix = options["ipv6"], options["ipv6_prefix"]
+    mtu = options["mtu"] or MAX_MTU
+    if offer in ("on", "local"):
+        if prefix == DISABLED:
+            raise ConfigError(f"--ipv6 {offer} needs a prefix, and --ipv6-prefix says '{DISABLED}'")
+        if mtu < LEAST_MTU6:
+            raise ConfigError(f"--ipv6 {offer} needs an mtu of at least {LEAST_MTU6}, and --mtu says {mtu}")
     return Plan(
         subnet=options["subnet"],
         gateway=options["gateway_ip"],
         host=None if host == DISABLED else host,
         host_loopback=host != DISABLED and not options["no_host_loopback"],
         guest=options["guest_ip"],
-        mtu=options["mtu"] or MAX_MTU,
+        prefix6=None if offer == "off" or prefix == DISABLED else prefix,
+        mtu=mtu,
         domain=options["domain"] or "",
         search=tuple(options["search"]),
         host_names=(*HOST_NAMES, *options["host_name"]),
@@ -226,6 +270,7 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         udp_filtering=options["udp_filtering"],
         nat64=options["nat64"],
         isolate=options["isolate"],
+        ipv6=options["ipv6"],
         name=check_name(options["name"]),
         control=options["control"],
         control_tcp=_tcp_control(options["control_tcp"], options["control_token_file"]),

@@ -24,6 +24,7 @@ from vpnkit.flow.poller import Poller
 from vpnkit.net.guest import Guest
 from vpnkit.net.identities import Identities
 from vpnkit.net.lan import Lan
+from vpnkit.net.reachability import Reachability
 from vpnkit.net.reporting import traffic
 from vpnkit.proto.dhcp import DhcpServer
 from vpnkit.proto.dhcp_options import DhcpConfig
@@ -62,6 +63,7 @@ class NetworkOptions:
     # RFC 4787 REQ-8, who may send to a mapping: "address", hosts that the guest spoke to, or "endpoint", anybody
     udp_filtering: str = "address"
     isolate: bool = False  # guests may not speak to each other
+    ipv6: str = "auto"  # what is offered of it, as far as the plan has any: a key of IPV6_OFFERS
     connect_mtu: int = 1500  # octets, of guests that come by the control socket's /connect
     rng: random.Random = field(default_factory=random.SystemRandom)
     host: HostSockets = host_sockets  # the host's network, and
@@ -85,6 +87,7 @@ class Network:
         self.dhcp = DhcpServer(_dhcp_config(plan))
         self._dhcp_service = DhcpService(self.dhcp)
         self._budget = Budget()
+        self.ipv6 = Reachability(plan, options.host, options.ipv6)
         self.lan = Lan(plan, self.dhcp, isolate=options.isolate)
         self._identities = Identities(self.dhcp, lambda mac: any(guest.station.mac == mac for guest in self.guests))
         self.forwards = ForwardTable(self._deliver)
@@ -101,7 +104,7 @@ class Network:
             self._nursery = nursery
             self.started = trio.current_time()
             task_status.started()
-            await trio.sleep_forever()
+            await self.ipv6.watch()
 
     async def serve_guest(
         self,
@@ -135,6 +138,7 @@ class Network:
                 verify_checksums=self.options.verify_checksums,
                 udp_filtering=self.options.udp_filtering,
                 budget=self._budget,
+                ipv6=self.ipv6,
                 admit=self._admit,
                 warn=self._warn,
                 host=self.options.host,

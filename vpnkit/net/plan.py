@@ -11,6 +11,12 @@ from vpnkit.wire.ipv6 import link_local
 
 DEFAULT_SUBNET: Final = IPv4Network("192.168.65.0/24")
 DEFAULT_PREFIX6: Final = IPv6Network("fd65:7670:6e6b::/64")
+IPV6_OFFERS: Final = {
+    "auto": "all of it while the host has a way to the IPv6 world, nothing otherwise",
+    "on": "all of it, always",
+    "local": "addresses for the LAN and this host, but no way out",
+    "off": "nothing",
+}
 LEAST_MTU6: Final = 1280  # RFC 8200 section 5: a smaller link carries no IPv6
 SERVER_MAC: Final = bytes.fromhex("f61636bcf9c6")  # the original's
 GUEST_MAC_PREFIX: Final = bytes.fromhex("0250")  # then a 32-bit guest number, from 1

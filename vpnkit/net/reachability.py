@@ -21,17 +21,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OFFERS: Final = {
-    "auto": "all of it while the host has a way to the IPv6 world, nothing otherwise",
-    "on": "all of it, always",
-    "local": "addresses for the LAN and this host, but no way out",
-    "off": "nothing",
-}
 CHECK_SECONDS: Final = 5.0  # between two looks at the host's routes, while somebody listens
 
 
 class Reachability:
-    """What is offered on one network.  `offer` is a key of OFFERS."""
+    """What is offered on one network.  `offer` is a key of IPV6_OFFERS."""
 
     def __init__(self, plan: Plan, host: HostSockets, offer: str = "auto") -> None:
         self._offer = offer if plan.prefix6 is not None and plan.mtu >= LEAST_MTU6 else "off"

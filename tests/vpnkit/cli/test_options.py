@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from vpnkit.cli import logs, vpnkit
 from vpnkit.cli.options import NetSettings, network_options, plan_from, settings_from
+from vpnkit.errors import ConfigError
 from vpnkit.net.network import NetworkOptions
 from vpnkit.net.plan import HOST_NAMES, Plan
 
@@ -84,6 +85,42 @@ def test_the_alias_can_be_disabled(argv: list[str]) -> None:
     assert plan.host_ip is None
 
 
+def test_ipv6_is_as_the_operator_says() -> None:
+    plan, settings = resolve("--ipv6", "local", "--ipv6-prefix", "2001:db8:1::/64")
+    assert plan.prefix6 == IPv6Network("2001:db8:1::/64")
+    assert settings.ipv6 == "local"
+
+
+@pytest.mark.parametrize("argv", [["--ipv6", "off"], ["--ipv6-prefix", "none"], ["--ipv6", "off", "--mtu", "600"]])
+def test_ipv6_can_be_disabled(argv: list[str]) -> None:
+    plan, _ = resolve(*argv)
+    assert plan.prefix6 is None
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("--ipv6 maybe", "auto"),
+        ("--ipv6-prefix fd00::", "no /64"),
+        ("--ipv6-prefix fd00::/48", "no /64"),
+        ("--ipv6-prefix fd00::/65", "no /64"),
+        ("--ipv6-prefix fd00::1/64", "not an IPv6 network like"),
+        ("--ipv6-prefix 10.0.0.0/8", "not an IPv6 network like"),
+        ("--ipv6-prefix fe80::/64", "no network for guests"),
+        ("--ipv6-prefix ff02::/64", "no network for guests"),
+        ("--ipv6-prefix 64:ff9b::/64", "no network for guests"),
+        ("--ipv6-prefix ::/64", "no network for guests"),
+        ("--ipv6 on --ipv6-prefix none", "--ipv6 on needs a prefix"),
+        ("--ipv6 local --ipv6-prefix none", "--ipv6 local needs a prefix"),
+        ("--ipv6 on --mtu 1279", "at least 1280"),
+    ],
+)
+def test_what_cannot_be_ipv6(line: str, complaint: str) -> None:
+    with pytest.raises((click.UsageError, ConfigError)) as caught:
+        resolve(*line.split())
+    assert complaint in str(getattr(caught.value, "message", caught.value))
+
+
 def test_the_name_says_where_the_control_socket_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     _, settings = resolve("--name", "dev")
@@ -140,12 +177,13 @@ def test_the_commands_options_are_its_own(recorder: Recorder, argv: list[str], e
 
 
 def test_forwards_and_behaviour_reach_the_network(recorder: Recorder) -> None:
-    line = "run -p 8080:80 --publish 9000-9001 -p [::1]:53:53 --no-offload --dns 1.1.1.1#54 --name a true"
+    line = "run -p 8080:80 --publish 9000-9001 -p [::1]:53:53 --no-offload --dns 1.1.1.1#54 --name a --ipv6 on true"
     result = CliRunner().invoke(vpnkit, line.split(), standalone_mode=False)
     assert result.exception is None
     assert recorder.forwards == ["8080:80", "9000:9000", "9001:9001", "[::1]:53:53"]
     assert recorder.offload is False
     assert (recorder.options.name, list(recorder.options.dns)) == ("a", [("1.1.1.1", 54)])
+    assert recorder.options.ipv6 == "on"
 
 
 def test_the_commands_status_is_ours(recorder: Recorder) -> None:
