@@ -146,7 +146,7 @@ async def test_the_mtu_is_that_of_the_link(make, mtu):
         {"capabilities": LinkCapabilities(mtu=1279)},
         {"ipv6": "auto", "host": Host(ipv6=False)},
     ],
-    ids=str,
+    ids=["off", "no prefix", "small mtu", "small mtu of the link", "the host has none"],
 )
 async def test_nothing_is_said_where_there_is_no_ipv6(make, options):
     wire = make(**options)
