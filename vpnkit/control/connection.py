@@ -97,16 +97,24 @@ class Connection:
             ("X-Content-Type-Options", "nosniff"),
             ("Connection", "close"),
         ]
-        head = h11.Response(status_code=200, headers=headers, reason="OK")
-        await self._write(self._h11.send(head) or b"", REQUEST_SECONDS)
+        head = self._h11.send(h11.Response(status_code=200, headers=headers, reason="OK")) or b""
         if self._method == b"HEAD":
+            await self._write(head, REQUEST_SECONDS)
             await self._linger()
             return
+
+        async def send(data: bytes) -> None:
+            nonlocal head
+            wire = head + (self._h11.send(h11.Data(data=data)) or b"") if data else head
+            head = b""
+            if wire:
+                await self._write(wire, STALL_SECONDS)
+
         whole = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, nursery.cancel_scope)
             try:
-                await answer.produce(self._send_piece)
+                await answer.produce(send)
                 whole = True
             except trio.BrokenResourceError as error:
                 log.debug("control: a stream ended: %s", error)
@@ -114,7 +122,7 @@ class Connection:
                 log.exception("control: a stream failed")
             nursery.cancel_scope.cancel()
         if whole:
-            await self._write(self._h11.send(h11.EndOfMessage()) or b"", REQUEST_SECONDS)
+            await self._write(head + (self._h11.send(h11.EndOfMessage()) or b""), REQUEST_SECONDS)
             await self._linger()
 
     async def _watch(self, scope: trio.CancelScope) -> None:
@@ -126,10 +134,6 @@ class Connection:
         except trio.BrokenResourceError:
             pass
         scope.cancel()
-
-    async def _send_piece(self, data: bytes) -> None:
-        if data:
-            await self._write(self._h11.send(h11.Data(data=data)) or b"", STALL_SECONDS)
 
     async def _wait_for_request(self, seconds: float) -> bool:
         """Whether there are bytes of another request.  False: the client is gone, or said nothing for too long."""

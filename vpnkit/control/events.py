@@ -36,6 +36,7 @@ class EventStreams:
 
     async def _send_lines(self, send: Send) -> None:
         with self._hub.listening() as listener:
+            await send(b"")
             while True:
                 await send(b"".join([msgspec.json.encode(event) + b"\n" for event in await listener.take()]))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vpnkit.control.api import changes, reports
 from vpnkit.control.gvproxy import gvproxy_routes
 from vpnkit.control.gvproxy_forwards import GvproxyForwards
+from vpnkit.control.metrics import metrics_routes
 from vpnkit.control.openapi import with_document
 from vpnkit.control.port_control import port_control_routes
 
@@ -25,6 +26,7 @@ def instance_router(operator: Operator, *tables: Iterable[Route], forwards: Gvpr
     return with_document(
         reports(operator),
         changes(operator),
+        metrics_routes(operator),
         gvproxy_routes(operator, forwards or GvproxyForwards(operator)),
         port_control_routes(operator),
         *tables,

@@ -71,14 +71,15 @@ def read_token(path: Path) -> str:
 def _read(path: Path) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO is not waited for
-        with open(fd, encoding="ascii", errors="strict") as file:
-            status = os.fstat(file.fileno())
-            text = file.read(MAX_TOKEN + 2) if stat.S_ISREG(status.st_mode) else ""
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
-        raise ConfigError(f"--control-token-file {path} cannot be read: {reason}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"--control-token-file {path} is not a file")
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigError(f"--control-token-file {path} is not a file")
+            text = os.read(fd, MAX_TOKEN + 2).decode("latin-1")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ConfigError(f"--control-token-file {path} cannot be read: {error.strerror}") from error
     if status.st_mode & 0o077:
         mode = stat.S_IMODE(status.st_mode)
         raise ConfigError(f"--control-token-file {path} has mode {mode:04o}; others can read it: chmod 0600 {path}")

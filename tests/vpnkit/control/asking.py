@@ -49,8 +49,9 @@ async def asker(
         if body is not None and content_type:
             headers["Content-Type"] = content_type
         headers |= {name.replace("_", "-"): value for name, value in more.items()}
+        fields = [(name, value.encode("latin-1")) for name, value in headers.items()]
         client = h11.Connection(h11.CLIENT)
-        wire = client.send(h11.Request(method=method, target=target, headers=list(headers.items()))) or b""
+        wire = client.send(h11.Request(method=method, target=target, headers=fields)) or b""
         wire += client.send(h11.Data(data=data)) or b""
         wire += client.send(h11.EndOfMessage()) or b""
         ours, theirs = memory_stream_pair()
