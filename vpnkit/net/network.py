@@ -24,13 +24,14 @@ from vpnkit.flow.poller import Poller
 from vpnkit.net.guest import Guest
 from vpnkit.net.identities import Identities
 from vpnkit.net.lan import Lan
+from vpnkit.net.leasing import dhcp_config, dhcpv6_server
 from vpnkit.net.reachability import Reachability
 from vpnkit.net.reporting import traffic
 from vpnkit.proto.dhcp import DhcpServer
-from vpnkit.proto.dhcp_options import DhcpConfig
 from vpnkit.proto.dns import LocalNames
 from vpnkit.proto.tcp.budget import Budget
 from vpnkit.services.dhcp import DhcpService
+from vpnkit.services.dhcpv6 import Dhcpv6Service
 from vpnkit.services.dns import DnsService
 from vpnkit.services.resolvconf import ResolvConf
 
@@ -84,11 +85,13 @@ class Network:
         self.started = 0.0
         self._resolv_conf = ResolvConf()
         self.names = _names(plan, options)
-        self.dhcp = DhcpServer(_dhcp_config(plan))
+        self.dhcp = DhcpServer(dhcp_config(plan))
         self._dhcp_service = DhcpService(self.dhcp)
         self._budget = Budget()
         self.ipv6 = Reachability(plan, options.host, options.ipv6)
         self.lan = Lan(plan, self.dhcp, isolate=options.isolate)
+        self.dhcpv6 = dhcpv6_server(plan, self.lan)
+        self._dhcpv6_service = Dhcpv6Service(self.dhcpv6, lambda: self.ipv6.offered) if self.dhcpv6 else None
         self._identities = Identities(self.dhcp, lambda mac: any(guest.station.mac == mac for guest in self.guests))
         self.forwards = ForwardTable(self._deliver)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -144,6 +147,7 @@ class Network:
                 host=self.options.host,
                 poller=self.options.poller(),
             )
+            guest.gateway.dhcpv6_service = self._dhcpv6_service
             guest.gateway.dns = DnsService(
                 self.names,
                 self.dns_servers,
@@ -247,22 +251,3 @@ def _names(plan: Plan, options: NetworkOptions) -> LocalNames:
     for name in plan.vm_names:
         names.add_asker(name)
     return names
-
-
-def _dhcp_config(plan: Plan) -> DhcpConfig:
-    first, last = plan.pool()
-    gateway = plan.gateway_ip.packed
-    excluded = frozenset({gateway, plan.host.packed} if plan.host else {gateway})
-    return DhcpConfig(
-        server_ip=gateway,
-        server_mac=plan.server_mac,
-        first=first.packed,
-        last=last.packed,
-        mask=plan.subnet.netmask.packed,
-        routers=(gateway,),
-        dns=(gateway,),
-        excluded=excluded,
-        mtu=plan.mtu,
-        domain=plan.domain,
-        search=plan.search,
-    )
