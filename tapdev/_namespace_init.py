@@ -72,6 +72,7 @@ TUNSETVNETHDRSZ: Final = 0x400454D8
 IFF_TAP: Final = 0x0002
 IFF_NO_PI: Final = 0x1000
 IFF_VNET_HDR: Final = 0x4000
+IFA_F_NODAD: Final = 0x02  # linux/if_addr.h: nobody else can have it
 VNET_HEADER_SIZE: Final = 12  # struct virtio_net_hdr_v1
 
 NOT_EXECUTABLE: Final = 126  # POSIX shell, section 2.8.2
@@ -322,12 +323,20 @@ def _configure(config: GuestConfig, channel: socket.socket) -> None:
             route.link("set", index=socket.if_nametoindex("lo"), state="up")
             step = f"set up {config.name}"
             index = socket.if_nametoindex(config.name)
+            if config.configure:
+                _ignore_router_advertisements(config.name)
             route.link("set", index=index, address=config.mac.hex(":"), mtu=config.mtu, state="up")
             if config.configure:
                 step = f"give {config.name} the address {config.address}/{config.prefix_length}"
                 route.addr("add", index=index, address=config.address, prefixlen=config.prefix_length)
                 step = f"route through {config.gateway}"
                 route.route("add", dst="default", gateway=config.gateway, oif=index)
+                if config.address6:
+                    step = f"give {config.name} the address {config.address6}/64"
+                    route.addr("add", index=index, address=config.address6, prefixlen=64, flags=IFA_F_NODAD)
+                if config.gateway6:
+                    step = f"route through {config.gateway6}"
+                    route.route("add", family=socket.AF_INET6, dst="default", gateway=config.gateway6, oif=index)
     except NetlinkError as error:
         raise Failure(f"{step}: {os.strerror(error.code)}") from error
     except OSError as error:
@@ -354,6 +363,15 @@ def _open_tap(config: GuestConfig) -> int:
     except OSError as error:
         raise Failure(f"make the TAP device {config.name}: {error.strerror}") from error
     return fd
+
+
+def _ignore_router_advertisements(name: str) -> None:
+    """What a router would say is configured; where the kernel has no IPv6 there is nothing to ignore."""
+    try:
+        with open(f"/proc/sys/net/ipv6/conf/{name}/accept_ra", "w") as file:
+            file.write("0")
+    except OSError:
+        pass
 
 
 def _allow_ping() -> None:

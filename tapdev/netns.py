@@ -60,6 +60,8 @@ class GuestConfig:
     gateway: str
     nameserver: str
     search: tuple[str, ...] = ()
+    address6: str = ""  # of a /64; none: only what the guest makes himself
+    gateway6: str = ""  # none: no IPv6 beyond the /64
     vnet_header: bool = True  # struct virtio_net_hdr_v1, 12 octets, before each frame of the TAP
     configure: bool = True  # False: MAC, MTU and up; addresses and routes are left to DHCP or whoever comes
 

@@ -20,7 +20,7 @@ from portfwd.spec import parse
 from tapdev.netns import GuestConfig, NamespaceError, spawn
 from tapdev.signals import SignalDescriptor
 from vpnkit.cli.limits import raise_descriptor_limit
-from vpnkit.net.plan import guest_mac
+from vpnkit.net.plan import LEAST_MTU6, guest_mac
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tapdev.netns import NamespaceGuest
     from vpnkit.control.routes import Router
     from vpnkit.control.token import TcpControl
-    from vpnkit.net.network import NetworkOptions
+    from vpnkit.net.network import Network, NetworkOptions
     from vpnkit.net.plan import Plan
 
 # Those that end a process which does not care, and of the others what a command may want to know.
@@ -49,13 +49,17 @@ def run(
     offload: bool = True,
     control: Path | None = None,
     control_tcp: TcpControl | None = None,
+    p9: Path | None = None,
+    ipv6: str = "off",
 ) -> int:
     """Run `argv` as the first guest of the network `plan`; returns the exit status, 128+N for signal N.
 
     `control` is the path of the control socket; None for the default name, or one with our process id when another
-    instance has that.  `control_tcp` is where it answers over TCP as well.  `options` is called when the namespace is
-    on its way: to make NetworkOptions means to import the network.  Raises what the network and the forwards raise.
+    instance has that.  `control_tcp` is where it answers over TCP as well, `p9` where 9P is served.  `ipv6` is a key of
+    reachability.OFFERS.  `options` is called when the namespace is on its way: to make NetworkOptions means to import
+    the network.  Raises what the network and the forwards raise.
     """
+    address6, gateway6 = _ipv6_inside(plan, ipv6)
     config = GuestConfig(
         mac=guest_mac(1),
         mtu=plan.mtu,
@@ -64,6 +68,8 @@ def run(
         gateway=str(plan.gateway_ip),
         nameserver=str(plan.gateway_ip),
         search=plan.search or ((plan.domain,) if plan.domain else ()),
+        address6=address6,
+        gateway6=gateway6,
         vnet_header=offload,
     )
     terminal = _own_terminal()
@@ -74,13 +80,23 @@ def run(
     signals = SignalDescriptor(FORWARDED)
     try:
         raise_descriptor_limit()  # the command was forked already and keeps its own
-        return _serve(guest, signals, plan, forwards, options, offload, control, control_tcp)
+        return _serve(guest, signals, plan, forwards, options, offload, control, control_tcp, p9)
     except NamespaceError as error:
         return _fail(error)
     finally:
         guest.close()
         _take_back(terminal)
         signals.close()
+
+
+def _ipv6_inside(plan: Plan, offer: str) -> tuple[str, str]:
+    """The guest's IPv6 address and gateway, which are empty where there is none; as things are at the start."""
+    from vpnkit.flow.host import has_ipv6
+
+    world = offer == "on" or (offer == "auto" and has_ipv6())
+    if plan.prefix6 is None or plan.mtu < LEAST_MTU6 or not (world or offer == "local"):
+        return "", ""
+    return str(plan.prefix6[3]), str(plan.gateway6) if world else ""
 
 
 def _serve(
@@ -92,6 +108,7 @@ def _serve(
     offload: bool,
     control: Path | None,
     control_tcp: TcpControl | None,
+    p9: Path | None,
 ) -> int:
     import logging
 
@@ -140,6 +157,9 @@ def _serve(
                         nursery.start_soon(serve_tcp, listener, router, control_tcp)
                         print(f"vpnkit run: the control API is at {place_of(listener)} too", file=sys.stderr)
                     guest.remove_when_killed(str(path))
+                    if p9 is not None:
+                        await nursery.start(_serve_p9, p9, network)
+                        guest.remove_when_killed(str(p9))
                     await guest.wait_configured()
                     network.assign(guest_mac(1), plan.guest_ip)
                     for warning in guest.warnings:
@@ -167,6 +187,16 @@ async def _start_control(nursery: trio.Nursery, router: Router, control: Path | 
             control = socket_path(f"run-{os.getpid()}")
     await nursery.start(serve_control, control, router)
     return control
+
+
+async def _serve_p9(path: Path, network: Network, *, task_status: trio.TaskStatus[None]) -> None:
+    from vpnkit.control.listen import P9_SOCKET, listening
+    from vpnkit.control.p9.server import serve_p9
+    from vpnkit.control.p9.tree import instance_tree
+
+    with listening(path, *P9_SOCKET) as listener:
+        task_status.started()
+        await serve_p9(listener, instance_tree(network))
 
 
 def _say_chosen_port(text: str, forward: Forward) -> None:
