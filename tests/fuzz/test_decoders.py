@@ -19,7 +19,7 @@ from tapdev.link import LinkCapabilities
 from tapdev.vmnet import HandshakeError, decode_command, decode_init, decode_response
 from tests.fuzz import frames
 from vpnkit.errors import WireError
-from vpnkit.proto.dns import reverse_address
+from vpnkit.proto.dns_names import reverse_address
 from vpnkit.wire import arp, dhcp, dns, icmp, ipv4, offload, tcp, udp
 
 OCTETS = st.binary(max_size=200)

@@ -22,7 +22,8 @@ from vpnkit.net.udp_mapping import MAX_PEERS
 from vpnkit.proto.deadlines import SWEEP_AT
 from vpnkit.proto.dns import MAX_IN_FLIGHT
 from vpnkit.proto.tcp.receiver import CAPACITY
-from vpnkit.services.dns import MAX_SOCKETS, MAX_STREAMS
+from vpnkit.services.dns import MAX_SOCKETS
+from vpnkit.services.dns_stream import MAX_STREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

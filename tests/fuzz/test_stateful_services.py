@@ -13,7 +13,8 @@ from vpnkit.net.plan import Plan
 from vpnkit.proto import dns as dns_rules
 from vpnkit.proto.dhcp import DhcpReply, DhcpServer
 from vpnkit.proto.dhcp_bindings import MAX_BINDINGS, MAX_DECLINED
-from vpnkit.proto.dns import MAX_SERVERS, MAX_WAITERS, TOTAL_SECONDS, Forwarder
+from vpnkit.proto.dns import MAX_WAITERS, TOTAL_SECONDS, Forwarder
+from vpnkit.proto.dns_upstreams import MAX_SERVERS, Server
 from vpnkit.proto.leases import BOUND
 from vpnkit.wire import dhcp, dns
 
@@ -139,7 +140,7 @@ class DnsClients(RuleBasedStateMachine):
             assert len(data) <= 512
             self.told.append(data)
 
-        upstream = [("127.0.0.1", 53 + i) for i in range(servers)]
+        upstream = [Server("127.0.0.1", 53 + i) for i in range(servers)]
         lookup = self.forwarder.ask(query, message, upstream, reply, self.now)
         self.waiting += self.forwarder.counters.crowded == told_before
         if lookup is not None:
@@ -147,7 +148,7 @@ class DnsClients(RuleBasedStateMachine):
             self.next(lookup)
 
     def next(self, lookup, silent: bool = False) -> None:
-        if self.forwarder.next_server(lookup, self.now, silent=silent) is None:
+        if not self.forwarder.advance(lookup, self.now, silent=silent):
             self.end(lookup, None)
 
     def end(self, lookup, answer) -> None:

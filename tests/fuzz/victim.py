@@ -21,7 +21,9 @@ from trio.testing import MockClock
 from tests.fuzz import frames
 from tests.vpnkit.net.still_guest import MuteHost, MuteSocket, StillGuest
 from vpnkit.net import icmp, tcp, udp
-from vpnkit.net.network import NetworkOptions, _names
+from vpnkit.net.naming import resolver_for
+from vpnkit.net.network import NetworkOptions
+from vpnkit.net.reachability import Reachability
 from vpnkit.services import dns as dns_service
 from vpnkit.services.dns import DnsService
 
@@ -132,9 +134,10 @@ class Victim:
         self.upstream.bind(("127.0.0.1", 0))
         guest = self.guest
         server = self.upstream.getsockname()[:2]
+        options = NetworkOptions(dns=[server], rng=random.Random(5))
+        reachability = Reachability(guest.plan, self.host, "off")  # type: ignore[arg-type]
         guest.gateway.dns = DnsService(
-            _names(guest.plan, NetworkOptions()),
-            lambda: [server],
+            resolver_for(guest.plan, options, reachability),
             guest.poller,
             guest.deadlines,
             guest.now,

@@ -169,7 +169,7 @@ def ipv6() -> Check:
 def resolvers() -> Check:
     """Where DNS queries of guests go by default."""
     name = "resolvers"
-    servers = [f"{address}#{port}" for address, port in ResolvConf().servers()]
+    servers = [str(server) for server in ResolvConf().servers()]
     if servers:
         return Check(name, "OK", ", ".join(servers))
     return Check(name, "warn", "/etc/resolv.conf names none", "add one, or use --dns SERVER")

@@ -25,18 +25,18 @@ from vpnkit.net.guest import Guest
 from vpnkit.net.identities import Identities
 from vpnkit.net.lan import Lan
 from vpnkit.net.leasing import dhcp_config, dhcpv6_server
+from vpnkit.net.naming import resolver_for
 from vpnkit.net.reachability import Reachability
 from vpnkit.net.reporting import traffic
 from vpnkit.proto.dhcp import DhcpServer
-from vpnkit.proto.dns import LocalNames
 from vpnkit.proto.tcp.budget import Budget
 from vpnkit.services.dhcp import DhcpService
 from vpnkit.services.dhcpv6 import Dhcpv6Service
 from vpnkit.services.dns import DnsService
-from vpnkit.services.resolvconf import ResolvConf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from pathlib import Path
     from uuid import UUID
 
     from portfwd.spec import Spec
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tapdev.vmnet import Registration
     from vpnkit.flow.host import HostSockets
     from vpnkit.net.plan import Plan
+    from vpnkit.proto.dns_upstreams import Server
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,12 @@ class NetworkOptions:
     """What is not an address: how one instance behaves."""
 
     name: str = "default"
-    dns: Sequence[tuple[str, int]] = ()  # servers to forward to; empty: those of the host's resolv.conf
+    # servers to ask, or files of the original's that name some; empty: those of the host's resolv.conf
+    dns: Sequence[Server | tuple[str, int] | Path] = ()
+    dns_zones: Mapping[bytes, Sequence[Server]] = field(default_factory=dict)  # servers for names in domains
+    hosts: Sequence[str] = ()  # paths of hosts files
+    dns_log: bool = False  # a line for each query
+    resolv_conf: str = "/etc/resolv.conf"
     verify_checksums: bool = False
     max_connections: int | None = None  # host sockets; None: as many as the descriptor limit allows
     extra_host_names: Sequence[str] = ()
@@ -65,6 +71,7 @@ class NetworkOptions:
     udp_filtering: str = "address"
     isolate: bool = False  # guests may not speak to each other
     ipv6: str = "auto"  # what is offered of it, as far as the plan has any: a key of IPV6_OFFERS
+    nat64: bool = False  # IPv4 hosts are reached by IPv6 too, under 64:ff9b::/96 (RFC 6146, RFC 6147)
     connect_mtu: int = 1500  # octets, of guests that come by the control socket's /connect
     rng: random.Random = field(default_factory=random.SystemRandom)
     host: HostSockets = host_sockets  # the host's network, and
@@ -83,13 +90,14 @@ class Network:
         self._numbers = 0
         self._nursery: trio.Nursery | None = None
         self.started = 0.0
-        self._resolv_conf = ResolvConf()
-        self.names = _names(plan, options)
         self.dhcp = DhcpServer(dhcp_config(plan))
         self._dhcp_service = DhcpService(self.dhcp)
         self._budget = Budget()
         self.ipv6 = Reachability(plan, options.host, options.ipv6)
         self.lan = Lan(plan, self.dhcp, isolate=options.isolate)
+        self.dns = resolver_for(plan, options, self.ipv6, self.lan)
+        self.names = self.dns.names
+        self.zones = self.dns.zones  # of the operator, which may change at run time
         self.dhcpv6 = dhcpv6_server(plan, self.lan)
         self._dhcpv6_service = Dhcpv6Service(self.dhcpv6, lambda: self.ipv6.offered) if self.dhcpv6 else None
         self._identities = Identities(self.dhcp, lambda mac: any(guest.station.mac == mac for guest in self.guests))
@@ -106,6 +114,7 @@ class Network:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self.started = trio.current_time()
+            await nursery.start(self.dns.run)
             task_status.started()
             await self.ipv6.watch()
 
@@ -149,8 +158,7 @@ class Network:
             )
             guest.gateway.dhcpv6_service = self._dhcpv6_service
             guest.gateway.dns = DnsService(
-                self.names,
-                self.dns_servers,
+                self.dns,
                 guest.poller,
                 guest.deadlines,
                 trio.current_time,
@@ -207,9 +215,9 @@ class Network:
         """Whether one more host socket is within the limit."""
         return sum(len(guest.poller) for guest in self.guests) < self._limit
 
-    def dns_servers(self) -> Sequence[tuple[str, int]]:
-        """Where queries go now."""
-        return self.options.dns or self._resolv_conf.servers()
+    def dns_servers(self) -> Sequence[Server]:
+        """Where queries go now that are for no zone."""
+        return self.dns.routes().default
 
     # Ways in
 
@@ -240,14 +248,3 @@ class Network:
         """The address of a forward that names none."""
         ip = next((guest.ip for guest in self.guests if guest.ip is not None), None)
         return self.plan.guest_ip if ip is None else IPv4Address(ip)
-
-
-def _names(plan: Plan, options: NetworkOptions) -> LocalNames:
-    names = LocalNames([(plan.subnet.network_address.packed, plan.subnet.prefixlen)])
-    for name in plan.gateway_names:
-        names.add(name, plan.gateway_ip.packed)
-    for name in (*options.extra_host_names, *plan.host_names):
-        names.add(name, *([plan.host_ip.packed] if plan.host_ip else []))
-    for name in plan.vm_names:
-        names.add_asker(name)
-    return names

@@ -68,7 +68,7 @@ class NetworkReporter:
             gateway6=str(plan.gateway6) if plan.gateway6 and network.ipv6.offered else None,
             host6=str(plan.host6) if plan.host6 and network.ipv6.offered else None,
             mtu=plan.mtu,
-            dns=[f"{server}#{port}" for server, port in network.dns_servers()],
+            dns=[str(server) for server in network.dns_servers()],
             guests=len(network.guests),
             flows=flows,
             frames_to_host=totals["frames_to_host"],

@@ -1,44 +1,40 @@
-"""The rules of a DNS forwarder, RFC 5625: which names are ours, whom to ask about the others, and what to believe.
+"""The rules of a DNS forwarder, RFC 5625: what to ask whom next, and what to believe.
 
-A query is answered here (`LocalNames`) or becomes a `Lookup` of the `Forwarder`, which says which server to ask next
-and when to stop waiting; whoever owns the sockets sends, listens and delivers.  The forwarder understands no record:
-what a server answers is what the client gets, with the client's own id and spelling of the name put back, cut to the
-client's buffer if the server did not (RFC 6891).
+A query that nobody here can answer becomes a `Lookup` of the `Forwarder`, which says which servers to ask next and when
+to stop waiting; whoever owns the sockets sends, listens and delivers.  The forwarder understands no record: what a
+server answers is what the client gets, with the client's own id and spelling of the name put back, cut to the client's
+buffer if the server did not (RFC 6891).
 
 The same question from several clients, or a client that repeats itself, waits for the one lookup under way.  That is
 what makes guessing ids unattractive (RFC 5452 section 5), and it also ends loops: a server that is in truth ourselves
 sends the question back, it joins its own lookup, and both fail together when the time is over.
 
-Deliberately absent: a cache (the host's resolver has one) and validation (CD, AD and signatures pass).
+Deliberately absent: validation (CD, AD and signatures pass).
 """
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from itertools import count
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vpnkit.proto.deadlines import NEVER
+from vpnkit.proto.dns_upstreams import ATTEMPT_SECONDS, MAX_SERVERS, Choice
 from vpnkit.wire import dns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
+    from vpnkit.proto.dns_cache import Entry
+    from vpnkit.proto.dns_upstreams import Server
     from vpnkit.wire.dns import Query
-
-Server: TypeAlias = tuple[str, int]  # a literal address and a port
 
 MAX_IN_FLIGHT: Final = 512  # lookups; one more is answered SERVFAIL
 MAX_WAITERS: Final = 16  # clients, or repetitions of one, per lookup; one more is dropped and will ask again
-MAX_SERVERS: Final = 3  # asked about one question; what glibc takes from resolv.conf
-ATTEMPT_SECONDS: Final = 1.0  # of silence before the next server is asked
+MAX_TWINS: Final = 8  # lookups of one question that differ in flags or options; one more is dropped
+SWEEP_AT: Final = 256  # entries in the heap of deadlines, beyond four for each lookup
 TOTAL_SECONDS: Final = 4.5  # clients' own patience is 5 s
-LOCAL_TTL: Final = 30  # seconds; asking us again costs nobody anything
-
-_LOCALHOST: Final = b"\x09localhost\0"
-_REVERSE_4: Final = b"\x07in-addr\x04arpa\0"
-_REVERSE_6: Final = b"\x03ip6\x04arpa\0"
-_LOOPBACKS: Final = (bytes((127, 0, 0, 1)), IPv6Address("::1").packed)
 
 
 class Dice(Protocol):
@@ -47,127 +43,11 @@ class Dice(Protocol):
     def getrandbits(self, k: int, /) -> int: ...
 
 
-class LocalNames:
-    """Names that are answered here.  `networks` are ours, as (address, prefix length): reverse queries about an
-    address in them that nobody has are answered NXDOMAIN instead of being told to strangers.
-
-    Names are added by the operator, so the table is not bounded.
-    """
-
-    def __init__(self, networks: Iterable[tuple[bytes, int]] = ()) -> None:
-        self._networks = [
-            (len(address), 8 * len(address) - prefix, int.from_bytes(address, "big") >> (8 * len(address) - prefix))
-            for address, prefix in networks
-        ]
-        self._names: dict[bytes, tuple[list[bytes], list[bytes]]] = {}  # records: A, AAAA
-        self._askers: set[bytes] = set()
-        self._asker = b""  # the first of them, which is what an asker's own address is called
-        self._reverse: dict[bytes, bytes] = {}  # address to name
-        self.add("localhost", *_LOOPBACKS)
-
-    def add(self, name: str, *addresses: bytes) -> None:
-        """`name` has `addresses` (4 or 16 octets) too; the first name of an address is the one PTR tells.
-
-        A name without addresses exists, and has none.  Raises ValueError when it is not a domain name.
-        """
-        key = dns.encode_name(name)
-        records = self._names.setdefault(key, ([], []))
-        for address in addresses:
-            four = len(address) == 4
-            record = dns.encode_record(dns.A if four else dns.AAAA, LOCAL_TTL, address)
-            if record not in records[not four]:
-                records[not four].append(record)
-            self._reverse.setdefault(address, key)
-
-    def remove(self, name: str) -> None:
-        """Undo `add`; an unknown name is ignored."""
-        key = dns.encode_name(name)
-        self._names.pop(key, None)
-        for address in [address for address, known in self._reverse.items() if known == key]:
-            del self._reverse[address]
-
-    def add_asker(self, name: str) -> None:
-        """`name` is whoever asks for it.  Raises ValueError when it is not a domain name."""
-        key = dns.encode_name(name)
-        self._askers.add(key)
-        self._asker = self._asker or key
-
-    def answer(self, query: Query, client_ip: bytes) -> bytes | None:
-        """Our answer to the client at `client_ip` (4 or 16 octets), or None: somebody else must know."""
-        name = query.name
-        known = self._names.get(name)
-        if known is None:
-            if name in self._askers:
-                record = dns.encode_record(dns.A if len(client_ip) == 4 else dns.AAAA, LOCAL_TTL, client_ip)
-                known = ([record], []) if len(client_ip) == 4 else ([], [record])
-            elif name.endswith(b"\x04arpa\0"):
-                return self._answer_reverse(query, client_ip)
-            elif name.endswith(_LOCALHOST):
-                known = self._names[_LOCALHOST]  # RFC 6761 section 6.3
-            else:
-                return None
-        if query.qclass not in (dns.IN, dns.ANY):
-            return None
-        if query.qtype == dns.A:
-            records = known[0]
-        elif query.qtype == dns.AAAA:
-            records = known[1]
-        else:
-            records = known[0] + known[1] if query.qtype == dns.ANY else []
-        return _reply(query, dns.NOERROR, records)
-
-    def _answer_reverse(self, query: Query, client_ip: bytes) -> bytes | None:
-        address = reverse_address(query.name)
-        if address is None or query.qclass not in (dns.IN, dns.ANY):
-            return None
-        name = self._reverse.get(address) or (self._asker if address == client_ip else b"")
-        if name:
-            wanted = query.qtype in (dns.PTR, dns.ANY)
-            return _reply(query, dns.NOERROR, [dns.encode_record(dns.PTR, LOCAL_TTL, name)] if wanted else [])
-        number = int.from_bytes(address, "big")
-        for length, shift, network in self._networks:
-            if length == len(address) and number >> shift == network:
-                return _reply(query, dns.NXDOMAIN, [])
-        return None
-
-
-def _reply(query: Query, rcode: int, records: Sequence[bytes]) -> bytes:
-    if query.edns_version:
-        return dns.encode_reply(query, dns.BADVERS)
-    return dns.encode_reply(query, rcode, records, authoritative=True)
-
-
-def reverse_address(name: bytes) -> bytes | None:
-    """The address that a whole name under in-addr.arpa or ip6.arpa stands for, 4 or 16 octets; else None."""
-    if name.endswith(_REVERSE_4):
-        base, count, digits = name[: -len(_REVERSE_4)], 4, 10
-    elif name.endswith(_REVERSE_6):
-        base, count, digits = name[: -len(_REVERSE_6)], 32, 16
-    else:
-        return None
-    parts: list[int] = []
-    i = 0
-    while i < len(base):
-        label = base[i + 1 : i + 1 + base[i]]
-        i += 1 + base[i]
-        if not label.isalnum() or len(label) > (3 if digits == 10 else 1):
-            return None
-        try:
-            parts.append(int(label, digits))
-        except ValueError:
-            return None
-    if len(parts) != count or (digits == 10 and max(parts) > 255):
-        return None
-    parts.reverse()
-    if digits == 10:
-        return bytes(parts)
-    return bytes(high << 4 | low for high, low in zip(parts[::2], parts[1::2], strict=True))
-
-
 # What a datagram from a server means
 WRONG: Final = "wrong"  # not an answer to what we asked; go on waiting
 FINAL: Final = "final"
 UNWILLING: Final = "unwilling"  # SERVFAIL or REFUSED: another server may know
+HELD: Final = "held"  # an answer, but one that is still asked may have a better one
 
 
 @dataclass(slots=True, eq=False)
@@ -178,24 +58,64 @@ class Lookup:
     query: Query
     message: bytes
     ident: int
-    servers: Sequence[Server]
+    choice: Choice
     started: float
     waiters: list[tuple[Query, Callable[[bytes], None]]]
-    deadline: float = NEVER
+    stream: bool = False  # servers are asked over TCP
+    deadline: float = NEVER  # when it wants to be looked at
+    attempt_ends: float = NEVER  # when the last server asked has been silent long enough
+    stale: Entry | None = None  # what to say when nobody answers,
+    stale_at: float = NEVER  # or when nobody did until then
     at: int = -1  # the server asked last
-    asked: set[int] = field(default_factory=set)
+    asked: dict[int, int] = field(default_factory=dict)  # how often
     failed: set[int] = field(default_factory=set)
-    best: bytes | None = None  # the answer of an unwilling server
+    silent: set[int] = field(default_factory=set)  # those whose silence was counted
+    heard: dict[int, bytes] = field(default_factory=dict)  # the answers of servers that race
+    generation: int = 0  # of what the servers were chosen from
+    best: bytes | None = None  # the answer of an unwilling server, or the one that won
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        return self.choice.servers
 
     def judge(self, server: int, data: bytes) -> str:
-        """What `data`, received from the address of `server`, means: WRONG, FINAL or UNWILLING."""
+        """What `data`, received from the address of `server`, means."""
         if not dns.answers_question(data, self.query, self.ident):
             return WRONG
+        if self.choice.racing:
+            self.heard[server] = data
+            self.failed.add(server)
+            return FINAL if self.is_decided() else HELD
         if data[3] & dns.RCODE in (dns.SERVFAIL, dns.REFUSED):
             self.best = data
             self.failed.add(server)
             return UNWILLING
+        self.best = data
         return FINAL
+
+    def is_decided(self) -> bool:
+        """Where servers race: whether `best` is the answer, since nobody who is waited for may have a better one.
+
+        An answer with records wins over one without, then NXDOMAIN over other failures; lower orders come first.
+        """
+        waiting = [
+            self.servers[i].order
+            for i in range(self.choice.awaited)
+            if i not in self.failed and i not in self.silent
+        ]  # fmt: skip
+        ranks = [(_rank(data), self.servers[i].order, i) for i, data in self.heard.items()]
+        if not ranks:
+            return False
+        rank, order, index = min(ranks)
+        self.best = self.heard[index]
+        return not waiting or (rank == 0 and all(order <= other for other in waiting))
+
+
+def _rank(data: bytes) -> int:
+    rcode = data[3] & dns.RCODE
+    if rcode == dns.NOERROR:
+        return 0 if data[6:8] != b"\0\0" else 1
+    return 1 if rcode == dns.NXDOMAIN else 2
 
 
 @dataclass
@@ -203,107 +123,200 @@ class ForwarderCounters:
     started: int = 0
     merged: int = 0  # waited for a lookup that was under way
     retried: int = 0  # questions sent again, or to the next server
+    raced: int = 0  # questions sent to one more server at once
     unanswered: int = 0  # SERVFAIL because all servers were silent or dead
     overflowed: int = 0  # SERVFAIL because MAX_IN_FLIGHT were under way
-    crowded: int = 0  # dropped because MAX_WAITERS waited
+    crowded: int = 0  # dropped because MAX_WAITERS waited, or there were MAX_TWINS
     truncated: int = 0  # answers that a server sent bigger than the client can take
 
 
-class Forwarder:
-    """Lookups under way, the one that has waited longest first.  Time is seconds, and never goes back."""
+def _one_second(_: Server) -> float:
+    return ATTEMPT_SECONDS
 
-    def __init__(self, rng: Dice) -> None:
+
+class Forwarder:
+    """Lookups under way.  Time is seconds, and never goes back; `patience` is how long a server is waited for."""
+
+    def __init__(self, rng: Dice, patience: Callable[[Server], float] = _one_second) -> None:
         self._rng = rng
-        self._pending: dict[bytes, Lookup] = {}  # in the order of their deadlines: each is put last when it is sent
+        self._patience = patience
+        self._pending: dict[bytes, Lookup] = {}
+        self._twins: dict[bytes, int] = {}  # how many lookups of one question there are, where there are more
+        self._heap: list[tuple[float, int, Lookup]] = []  # entries whose time is not the lookup's mean nothing
+        self._numbers = count()
         self.counters = ForwarderCounters()
 
     def __len__(self) -> int:
         return len(self._pending)
 
     def next_deadline(self) -> float:
-        for lookup in self._pending.values():
-            return lookup.deadline
+        heap = self._heap
+        while heap:
+            when, _, lookup = heap[0]
+            if lookup.deadline == when:
+                return when
+            heapq.heappop(heap)
         return NEVER
 
     def overdue(self, now: float) -> list[Lookup]:
-        """The lookups whose server was silent for ATTEMPT_SECONDS; each must be given to `next_server` or `finish`."""
+        """The lookups that want to be looked at; each must be given to `advance`, `wait` or `finish`."""
         due = []
-        for lookup in self._pending.values():
-            if lookup.deadline > now:
-                break
+        while self.next_deadline() <= now:
+            lookup = heapq.heappop(self._heap)[2]
+            lookup.deadline = NEVER
             due.append(lookup)
         return due
 
-    def ask(
-        self, query: Query, message: bytes, servers: Sequence[Server], reply: Callable[[bytes], None], now: float
-    ) -> Lookup | None:
-        """A new lookup, which wants `next_server`; None when one under way will answer this too, or never will.
+    def wait(self, lookup: Lookup) -> None:
+        """Look at it again when the attempt ends, or when clients are told what is stale."""
+        deadline = min(lookup.attempt_ends, lookup.stale_at)
+        if deadline != lookup.deadline:
+            lookup.deadline = deadline
+            heapq.heappush(self._heap, (deadline, next(self._numbers), lookup))
+            if len(self._heap) > SWEEP_AT + 4 * len(self._pending):
+                self._heap = [entry for entry in self._heap if entry[2].deadline == entry[0]]
+                heapq.heapify(self._heap)
 
-        `reply` is kept for `finish` and never called here.  The caller has seen that `is_full()` is false.
+    def under_way(self, query: Query, message: bytes, *, stream: bool = False) -> Lookup | None:
+        """The lookup that will answer this too, if there is one."""
+        return self._pending.get(_key(query, message, stream))
+
+    def ask(
+        self,
+        query: Query,
+        message: bytes,
+        choice: Choice | Sequence[Server],
+        reply: Callable[[bytes], None] | None,
+        now: float,
+        *,
+        stream: bool = False,
+    ) -> Lookup | None:
+        """A new lookup, which wants `advance`; None when one under way will answer this too, or never will.
+
+        `reply` is kept for `finish` and never called here; None when nobody waits.  The caller has seen that
+        `is_full()` is false.
         """
-        name_end = dns.HEADER.size + len(query.name)
-        key = message[2 : dns.HEADER.size] + query.name + message[name_end:]
+        key = _key(query, message, stream)
         under_way = self._pending.get(key)
         if under_way is not None:
+            if reply is None:
+                return None
             if len(under_way.waiters) < MAX_WAITERS:
                 under_way.waiters.append((query, reply))
                 self.counters.merged += 1
             else:
                 self.counters.crowded += 1
             return None
+        question = query.name + query.question[-4:]
+        twins = self._twins.get(question, 0)
+        if twins >= MAX_TWINS:
+            self.counters.crowded += 1
+            return None
+        self._twins[question] = twins + 1
+        if not isinstance(choice, Choice):
+            servers = tuple(choice)[:MAX_SERVERS]
+            choice = Choice(servers, 1, len(servers), racing=False, hopeless=False)
         ident = self._rng.getrandbits(16)
         self.counters.started += 1
-        lookup = Lookup(key, query, dns.with_ident(message, ident), ident, servers[:MAX_SERVERS], now, [(query, reply)])
+        waiters = [] if reply is None else [(query, reply)]
+        lookup = Lookup(key, query, dns.with_ident(message, ident), ident, choice, now, waiters, stream)
         self._pending[key] = lookup
         return lookup
 
     def is_full(self) -> bool:
         return len(self._pending) >= MAX_IN_FLIGHT
 
-    def next_server(self, lookup: Lookup, now: float, *, silent: bool = False) -> int | None:
-        """The index of the server to ask now, or None: give up, `finish` it.
+    def advance(self, lookup: Lookup, now: float, *, silent: bool = False) -> list[int]:
+        """The indices of the servers to ask now; when there are none, give up, `finish` it.
 
         `silent` says that nothing came at all; otherwise the last server failed.
         """
-        count = len(lookup.servers)
-        if now - lookup.started > TOTAL_SECONDS - ATTEMPT_SECONDS:
-            return None
-        for step in range(1, count + 1):
-            index = (lookup.at + step) % count
+        chosen = self._racing(lookup, now) if lookup.choice.racing else self._in_turn(lookup, now, silent)
+        for index in chosen:
+            lookup.asked[index] = lookup.asked.get(index, 0) + 1
+        if chosen:
+            lookup.at = chosen[-1]
+            self.wait(lookup)
+        return chosen
+
+    def _in_turn(self, lookup: Lookup, now: float, silent: bool) -> list[int]:
+        servers = lookup.servers
+        if not lookup.asked:
+            chosen = list(range(min(lookup.choice.at_once, len(servers))))
+            self.counters.raced += max(len(chosen) - 1, 0)
+            if chosen:
+                lookup.attempt_ends = now + min(self._patience(servers[i]) for i in chosen)
+            return chosen
+        for step in range(1, len(servers) + 1):
+            index = (lookup.at + step) % len(servers)
             if index in lookup.failed:
                 continue
             if silent and lookup.best is not None and index in lookup.asked:
-                return None  # everybody had his turn, and one said something
-            if lookup.asked:
-                self.counters.retried += 1
-            lookup.at = index
-            lookup.asked.add(index)
-            lookup.deadline = now + ATTEMPT_SECONDS
-            del self._pending[lookup.key]
-            self._pending[lookup.key] = lookup
-            return index
-        return None
+                return []  # everybody had his turn, and one said something
+            seconds = min(self._patience(servers[index]) * 2 ** lookup.asked.get(index, 0), ATTEMPT_SECONDS)
+            if now + seconds > lookup.started + TOTAL_SECONDS:
+                return []
+            lookup.attempt_ends = now + seconds
+            self.counters.retried += 1
+            return [index]
+        return []
+
+    def _racing(self, lookup: Lookup, now: float) -> list[int]:
+        if lookup.asked:
+            for i, server in enumerate(lookup.servers):
+                if now >= lookup.started + min(server.timeout, TOTAL_SECONDS - ATTEMPT_SECONDS):
+                    lookup.silent.add(i)
+            if lookup.is_decided():
+                return []
+        asked = [i for i in range(len(lookup.servers)) if i not in lookup.failed and i not in lookup.silent]
+        again = bool(lookup.asked)
+        self.counters.retried += len(asked) if again else 0
+        self.counters.raced += max(len(asked) - 1, 0) if not again else 0
+        ends = now + ATTEMPT_SECONDS
+        for i in asked:
+            ends = min(ends, max(lookup.started + lookup.servers[i].timeout, now + 0.001))
+        lookup.attempt_ends = ends
+        return asked
+
+    def tell(self, lookup: Lookup, make: Callable[[Query], bytes]) -> list[tuple[Callable[[bytes], None], bytes]]:
+        """What each of those who wait is told; the lookup goes on without them."""
+        waiters, lookup.waiters = lookup.waiters, []
+        return [(reply, make(query)) for query, reply in waiters]
 
     def finish(self, lookup: Lookup, answer: bytes | None) -> list[tuple[Callable[[bytes], None], bytes]]:
         """End a lookup.  What each of those who wait is told: `answer`, else the best there was, else SERVFAIL."""
         if self._pending.pop(lookup.key, None) is None:
             return []
+        lookup.deadline = lookup.attempt_ends = lookup.stale_at = NEVER
+        question = lookup.query.name + lookup.query.question[-4:]
+        twins = self._twins.pop(question) - 1
+        if twins:
+            self._twins[question] = twins
         if answer is None:
             answer = lookup.best
         if answer is None:
             self.counters.unanswered += 1
-            return [(reply, dns.encode_reply(query, dns.SERVFAIL)) for query, reply in lookup.waiters]
-        told = []
-        for query, reply in lookup.waiters:
-            mine = dns.for_client(answer, query)
-            if len(mine) > query.udp_size:
-                self.counters.truncated += 1
-                mine = dns.truncate(mine, query.udp_size)
-            told.append((reply, mine))
-        return told
+            return self.tell(lookup, lambda query: dns.encode_reply(query, dns.SERVFAIL))
+        found = answer
+        return self.tell(lookup, lambda query: self._for_client(found, query))
+
+    def _for_client(self, answer: bytes, query: Query) -> bytes:
+        mine = dns.for_client(answer, query)
+        if len(mine) > query.udp_size:
+            self.counters.truncated += 1
+            return dns.truncate(mine, query.udp_size)
+        return mine
 
     def abandon(self) -> list[Lookup]:
         """Forget every lookup, and say which they were."""
         lookups = list(self._pending.values())
         self._pending.clear()
+        self._twins.clear()
+        self._heap.clear()
         return lookups
+
+
+def _key(query: Query, message: bytes, stream: bool) -> bytes:
+    name_end = dns.HEADER.size + len(query.name)
+    key = message[2 : dns.HEADER.size] + query.name + message[name_end:]
+    return key + b"T" if stream else key

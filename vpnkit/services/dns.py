@@ -1,141 +1,57 @@
-"""The DNS service of one LAN: our names answered at once, the others asked of the host's resolvers.
+"""The DNS service of one guest: what is known answered at once, the rest asked of servers.
 
-A UDP query becomes a fresh socket per server asked, connected so that the kernel drops what others send, and closed
-with the answer: a random port and a random id for every question (RFC 5452 section 9).  Nothing waits in a task: the
-poller says when a socket has something, one deadline for all lookups says when a server was silent too long.  A TCP
-query goes upstream over TCP (RFC 5625 section 4.4.1) in a task of its own, so a slow answer keeps nobody waiting.
+A query that came before is answered from the cache's variants: a dict lookup, an id, and TTLs written once a second.
+Any other is looked at: our own names, zones and hosts files, the cache, and then a lookup.  A UDP query becomes a fresh
+socket per server asked, connected so that the kernel drops what others send, and closed with the answer: a random port
+and a random id for every question (RFC 5452 section 9).  Nothing waits in a task: the poller says when a socket has
+something, one deadline for all lookups says when a server was silent too long.  A TCP query goes upstream over TCP (RFC
+5625 section 4.4.1), and so does any query over TLS where that is asked for; a task waits for those, and puts what it
+got where the next deadline, which is now, finds it.
 
 Zone transfers are answered NOTIMP: their answers are many messages, and nobody transfers a zone through a gateway.
 """
 
 from __future__ import annotations
 
-import socket
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from vpnkit.errors import WireError
 from vpnkit.flow.host import resolver_socket
-from vpnkit.flow.poller import READABLE
 from vpnkit.proto.deadlines import NEVER
-from vpnkit.proto.dns import ATTEMPT_SECONDS, MAX_SERVERS, TOTAL_SECONDS, UNWILLING, WRONG, Forwarder
+from vpnkit.proto.dns import FINAL, HELD, TOTAL_SECONDS, WRONG, Forwarder
+from vpnkit.proto.dns_cache import STALE_RETRY, STALE_SECONDS
+from vpnkit.services import dns64 as dns64_service
+from vpnkit.services.dns_attempts import Attempt, DatagramAttempt, TaskAttempt
+from vpnkit.services.dns_log import logged
+from vpnkit.services.dns_statistics import DnsStatistics, Own, statistics
+from vpnkit.services.dns_stream import MAX_STREAM_LOOKUPS, MAX_STREAMS, StreamClient
 from vpnkit.wire import dns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import socket
+    from collections.abc import Callable
 
     from vpnkit.flow.clock import Deadlines
     from vpnkit.flow.poller import Poller
-    from vpnkit.proto.dns import Dice, LocalNames, Lookup, Server
+    from vpnkit.proto.dns import Dice, Lookup
+    from vpnkit.proto.dns_cache import Entry
+    from vpnkit.services.dns_resolver import Resolver
     from vpnkit.wire.dns import Query
 
-MAX_ANSWER: Final = 65535  # octets
+log = logging.getLogger(__name__)
+
 MAX_WRONG: Final = 64  # answers to something else on one socket; then its server counts as dead
 MAX_SOCKETS: Final = 768  # UDP sockets open; a lookup that wants another gives up its oldest
-MAX_STREAMS: Final = 128  # TCP connections of guests; one more is closed at once
-MAX_PIPELINED: Final = 32  # queries of one connection under way; the next is read when one is answered
-MAX_STREAM_LOOKUPS: Final = 128  # TCP lookups of all connections; one more is answered SERVFAIL
-IDLE_SECONDS: Final = 10.0  # between complete messages on a connection, and for a client to take an answer
-
-
-@dataclass(frozen=True)
-class DnsStatistics:
-    udp_queries: int
-    tcp_queries: int
-    local: int  # answered here
-    forwarded: int  # lookups started, UDP and TCP
-    merged: int  # queries that waited for a lookup under way
-    retried: int  # questions sent to another server, or again
-    unanswered: int  # SERVFAIL: no server answered in time
-    overflowed: int  # SERVFAIL: too many lookups under way
-    crowded: int  # dropped: too many waited for one lookup
-    malformed: int  # FORMERR, or dropped when there was not even a header
-    responses: int  # dropped: a response where a query belongs
-    not_implemented: int
-    mismatched: int  # answers from servers to something that was not asked
-    truncated: int  # answers cut to the client's buffer
-    failed: int  # lookups given up because handling them raised
-    idle: int  # connections closed because nothing came
-    refused_streams: int  # connections closed because there were too many
-    in_flight: int
-    sockets: int
-    streams: int
-
-
-@lru_cache(maxsize=64)
-def _socket_address(server: Server) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
-    """The family and socket address of a literal address.  Raises OSError for anything else."""
-    host, port = server
-    if ":" not in host:
-        socket.inet_pton(socket.AF_INET, host)
-        return socket.AF_INET, (host, port)
-    host, _, zone = host.partition("%")
-    socket.inet_pton(socket.AF_INET6, host)
-    scope = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone) if zone else 0
-    return socket.AF_INET6, (host, port, 0, scope)
-
-
-class _Attempt:
-    """One socket, one server, one lookup; the poller's handler."""
-
-    __slots__ = ("index", "lookup", "service", "sock", "wrong")
-
-    def __init__(self, service: DnsService, lookup: Lookup, index: int) -> None:
-        """Send the question.  Raises OSError."""
-        family, address = _socket_address(lookup.servers[index])
-        self.service = service
-        self.lookup = lookup
-        self.index = index
-        self.wrong = 0
-        self.sock = service.open_socket(family)
-        try:
-            self.sock.connect(address)
-            self.send()
-        except BaseException:
-            self.sock.close()
-            raise
-
-    def send(self) -> None:
-        """Send the question, or lose it as the network might.  Raises OSError."""
-        try:
-            self.sock.send(self.lookup.message)
-        except BlockingIOError:
-            pass
-
-    def on_ready(self, events: int) -> None:
-        if not events & READABLE:
-            return
-        while True:
-            try:
-                data = self.sock.recv(MAX_ANSWER)
-            except BlockingIOError:
-                return
-            except OSError:  # nobody listens there, or no way leads there
-                self.service._server_failed(self)
-                return
-            verdict = self.lookup.judge(self.index, data)
-            if verdict == WRONG:
-                self.service._mismatched += 1
-                self.wrong += 1
-                if self.wrong >= MAX_WRONG:
-                    self.service._server_failed(self)
-                    return
-            elif verdict == UNWILLING:
-                self.service._server_failed(self)
-                return
-            else:
-                self.service._finish(self.lookup, data)
-                return
-
-    def on_failure(self, error: BaseException) -> None:
-        self.service._abandon(self.lookup)
+STALE_AFTER: Final = 1.8  # seconds without an answer until what is stale is told, RFC 8767 section 5
+STREAM_SIZE: Final = 65535  # octets of the largest message over TCP
 
 
 class DnsService:
-    """The resolver that guests see.  `servers` returns literal addresses and ports, and is called for every lookup.
+    """The resolver that a guest sees; `resolver` is what he shares with others.
 
     Construct it where `poller.poll()` and `deadlines` are served; it has no task of its own.
     """
@@ -144,8 +60,7 @@ class DnsService:
 
     def __init__(
         self,
-        names: LocalNames,
-        servers: Callable[[], Sequence[Server]],
+        resolver: Resolver,
         poller: Poller,
         deadlines: Deadlines,
         clock: Callable[[], float],
@@ -153,134 +68,335 @@ class DnsService:
         open_socket: Callable[[socket.AddressFamily], socket.socket] = resolver_socket,
     ) -> None:
         self.open_socket = open_socket
-        self.names = names
-        self._servers = servers
+        self.resolver = resolver
+        self._cache = resolver.cache
+        self._variants = resolver.cache.variants
         self._poller = poller
         self._deadlines = deadlines
         self._clock = clock
-        self._rng = rng
-        self._forwarder = Forwarder(rng)
-        self._attempts: dict[Lookup, list[_Attempt]] = {}
+        self._forwarder = Forwarder(rng, resolver.upstreams.patience)
+        self._attempts: dict[Lookup, list[Attempt]] = {}
+        self._came: deque[tuple[TaskAttempt, bytes | None]] = deque()
         self._sockets = 0
         self._streams = 0
         self._stream_lookups = 0
         self._closed = False
-        self._udp_queries = self._tcp_queries = self._local = self._malformed = self._responses = 0
-        self._not_implemented = self._mismatched = self._failed = self._idle = self._refused_streams = 0
-        self._stream_started = self._stream_retried = self._stream_unanswered = self._stream_overflowed = 0
+        self.own = Own()
 
     def query(self, message: bytes, client_ip: bytes, reply: Callable[[bytes], None]) -> None:
         """Answer a UDP query from `client_ip` (4 or 16 octets) by calling `reply` at most once, now or later."""
         if self._closed:
             return
-        self._udp_queries += 1
-        query = self._understand(message, client_ip)
+        self.own.udp_queries += 1
+        resolver = self.resolver
+        now = self._clock()
+        if now >= resolver.look_at:
+            resolver.look(now)
+        variant = self._variants.get(message[2:])
+        if variant is not None and now < variant.until and not resolver.log_queries:
+            entry = variant.entry
+            age = int(now - entry.stored)
+            if age != variant.age:
+                variant.grow_older(age)
+            entry.hits += 1
+            self._cache.counters.hits += 1
+            reply(message[:2] + variant.body)
+            return
+        query = self._understand(message)
         if query is None:
             return
         if isinstance(query, bytes):
             reply(query)
             return
-        answer = self.names.answer(query, client_ip)
-        if answer is not None:
-            self._local += 1
-            reply(dns.truncate(answer, query.udp_size))
-            return
-        forwarder = self._forwarder
-        if forwarder.is_full():
-            forwarder.counters.overflowed += 1
-            reply(dns.encode_reply(query, dns.SERVFAIL))
-            return
-        lookup = forwarder.ask(query, message, self._servers(), reply, self._clock())
-        if lookup is not None:
-            self._attempts[lookup] = []
-            self._ask_next(lookup)
+        self._answer(query, message, client_ip, reply, now)
 
-    def _understand(self, message: bytes, client_ip: bytes, *, stream: bool = False) -> Query | bytes | None:
+    def _understand(self, message: bytes, *, stream: bool = False) -> Query | bytes | None:
         """The query, or an answer that says what is wrong with it, or None: not to be answered at all."""
+        own = self.own
         if len(message) < dns.HEADER.size:
-            self._malformed += 1
+            own.malformed += 1
             return None
         if message[2] & 0x80:  # QR: answering responses is how two servers never stop talking (CVE-2024-2169)
-            self._responses += 1
+            own.responses += 1
             return None
         if message[2] & 0x78:  # an opcode other than QUERY
-            self._not_implemented += 1
+            own.not_implemented += 1
             return dns.encode_error(message, dns.NOTIMP)
         try:
             query = dns.decode_query(message)
         except WireError:
-            self._malformed += 1
+            own.malformed += 1
             return dns.encode_error(message, dns.FORMERR)
         if query.qtype == dns.AXFR or (stream and query.qtype == dns.IXFR):
-            self._not_implemented += 1
+            own.not_implemented += 1
             return dns.encode_reply(query, dns.NOTIMP)
+        if stream:
+            query.udp_size = STREAM_SIZE
         return query
 
-    # UDP lookups
+    def _answer(
+        self,
+        query: Query,
+        message: bytes,
+        client_ip: bytes,
+        reply: Callable[[bytes], None],
+        now: float,
+        *,
+        stream: bool = False,
+    ) -> None:
+        """Answer from anywhere."""
+        resolver = self.resolver
+        if resolver.log_queries:
+            reply = logged(query, client_ip, reply, now, self._clock)
+        if resolver.nat64 is not None and dns64_service.answers(
+            query,
+            message,
+            reply,
+            resolver.nat64,
+            known=lambda: resolver.answer(query, client_ip) is not None,
+            ask=lambda inner, told: self._inner(inner, client_ip, told, stream),
+        ):
+            return
+        answer = resolver.answer(query, client_ip)
+        if answer is not None:
+            self.own.local += 1
+            reply(dns.truncate(answer, query.udp_size))
+            return
+        self._look_up(query, message, reply, now, stream=stream, may_repeat=not stream)
+
+    def _inner(self, message: bytes, client_ip: bytes, reply: Callable[[bytes], None], stream: bool) -> None:
+        """Ask something that no client asked: `reply` gets all of the answer."""
+        query = dns.decode_query(message)
+        query.udp_size = STREAM_SIZE
+        answer = self.resolver.answer(query, client_ip)
+        if answer is not None:
+            reply(answer)
+        else:
+            self._look_up(query, message, reply, self._clock(), stream=stream)
+
+    # Lookups
+
+    def _look_up(
+        self,
+        query: Query,
+        message: bytes,
+        reply: Callable[[bytes], None],
+        now: float,
+        *,
+        stream: bool,
+        may_repeat: bool = False,
+    ) -> None:
+        """Answer from the cache or by asking.  `may_repeat`: the same message will have the same answer."""
+        cache = self._cache
+        entry = cache.find(query)
+        if entry is not None and now < entry.expires:
+            reply(cache.answer(entry, query, message, now, keep=may_repeat))
+            if cache.wants_refresh(entry, now) and not self._forwarder.is_full():
+                self._start(query, message, None, now, None, stream=stream)
+            return
+        cache.counters.misses += 1
+        if entry is not None and now >= entry.expires + STALE_SECONDS:
+            entry = None
+        if entry is not None and now < entry.retry_at:
+            reply(cache.stale_answer(entry, query, now))
+            return
+        forwarder = self._forwarder
+        if forwarder.is_full():
+            forwarder.counters.overflowed += 1
+            reply(dns.encode_reply(query, dns.SERVFAIL) if entry is None else cache.stale_answer(entry, query, now))
+            return
+        self._start(query, message, reply, now, entry, stream=stream)
+
+    def _start(
+        self,
+        query: Query,
+        message: bytes,
+        reply: Callable[[bytes], None] | None,
+        now: float,
+        stale: Entry | None,
+        *,
+        stream: bool,
+    ) -> None:
+        """Ask servers; `reply` is None when nobody waits, `stale` what to say when they are gone."""
+        resolver = self.resolver
+        choice = resolver.choose(query, now)
+        if stale is not None and reply is not None:
+            under_way = self._forwarder.under_way(query, message, stream=stream)
+            told_already = under_way is not None and under_way.stale is not None and under_way.stale_at == NEVER
+            if choice.hopeless or told_already:
+                reply(self._cache.stale_answer(stale, query, now))
+                reply = None
+        lookup = self._forwarder.ask(query, message, choice, reply, now, stream=stream)
+        if lookup is None:
+            return
+        if stale is not None:
+            lookup.stale = stale
+            if reply is not None:
+                lookup.stale_at = now + STALE_AFTER
+        self._attempts[lookup] = []
+        lookup.generation = resolver.generation
+        self._ask_next(lookup)
 
     def next_deadline(self) -> float:
         """For the guest's Deadlines."""
-        return self._forwarder.next_deadline()
+        return float("-inf") if self._came else self._forwarder.next_deadline()
 
     def on_deadline(self, now: float) -> None:
-        """Go on to the next server for those who waited long enough."""
+        """Hear what tasks got, and go on to the next server for those who waited long enough."""
+        while self._came:
+            attempt, data = self._came.popleft()
+            if attempt not in self._attempts.get(attempt.lookup, ()):
+                continue
+            with _Containment(self, attempt.lookup):
+                if data is None or self.heard(attempt, data):
+                    self.server_failed(attempt)
         for lookup in self._forwarder.overdue(now):
-            self._ask_next(lookup, silent=True)
+            with _Containment(self, lookup):
+                self._overdue(lookup, now)
+
+    def _overdue(self, lookup: Lookup, now: float) -> None:
+        stale = lookup.stale
+        if stale is not None and now >= lookup.stale_at:
+            lookup.stale_at = NEVER
+            for reply, data in self._forwarder.tell(lookup, lambda query: self._cache.stale_answer(stale, query, now)):
+                reply(data)
+        if now < lookup.attempt_ends:
+            self._forwarder.wait(lookup)
+            return
+        self._count_silence(lookup, now)
+        self._ask_next(lookup, silent=True)
+
+    def _count_silence(self, lookup: Lookup, now: float) -> None:
+        """Those who were asked and have not answered in their time are failing, each once.  Where servers race, the
+        forwarder says who is."""
+        upstreams = self.resolver.upstreams
+        for attempt in () if lookup.choice.racing else self._attempts.get(lookup, ()):
+            server = lookup.servers[attempt.index]
+            if attempt.index not in lookup.silent and now >= attempt.sent_at + upstreams.patience(server):
+                lookup.silent.add(attempt.index)
+                upstreams.failed(server, now)
 
     def _ask_next(self, lookup: Lookup, *, silent: bool = False) -> None:
         forwarder = self._forwarder
-        attempts = self._attempts.get(lookup)
-        if attempts is None:
-            return  # a reply to another lookup closed the service
         while True:
-            index = forwarder.next_server(lookup, self._clock(), silent=silent)
-            if index is None:
+            attempts = self._attempts.get(lookup)
+            if attempts is None:
+                return  # a reply to another lookup closed the service
+            now = self._clock()
+            known = set(lookup.silent)
+            chosen = forwarder.advance(lookup, now, silent=silent)
+            for index in lookup.silent - known:
+                self.resolver.upstreams.failed(lookup.servers[index], now)
+            if not chosen:
                 self._finish(lookup, None)
                 return
-            try:
-                for attempt in attempts:
-                    if attempt.index == index:
-                        attempt.send()  # again: its answer may have been lost
-                        break
-                else:
-                    if self._sockets >= MAX_SOCKETS and attempts:
-                        self._close(attempts.pop(0))
-                    attempt = _Attempt(self, lookup, index)
-                    self._sockets += 1
-                    attempts.append(attempt)
-                    self._poller.register(attempt.sock.fileno(), attempt)
+            asked = [self._ask(lookup, attempts, index, now) for index in chosen]
+            if any(asked):
                 break
-            except OSError:
-                lookup.failed.add(index)
-                silent = False
+            silent = False
         self._deadlines.update(self)
 
-    def _server_failed(self, attempt: _Attempt) -> None:
-        """The server of `attempt` will not answer: ask another, unless one is being asked already."""
+    def _ask(self, lookup: Lookup, attempts: list[Attempt], index: int, now: float) -> bool:
+        """Ask one server, or ask it again; whether that was possible."""
+        server = lookup.servers[index]
+        try:
+            for attempt in attempts:
+                if attempt.index == index:
+                    attempt.send()
+                    return True
+            if lookup.stream or server.kind != "dns":
+                attempts.append(TaskAttempt(self, lookup, index, now, self.resolver))
+                return True
+            if self._sockets >= MAX_SOCKETS:
+                oldest = next((attempt for attempt in attempts if isinstance(attempt, DatagramAttempt)), None)
+                if oldest is not None:
+                    attempts.remove(oldest)
+                    self._close(oldest)
+            made = DatagramAttempt(self, lookup, index, now)
+            self._sockets += 1
+            attempts.append(made)
+            self._poller.register(made.sock.fileno(), made)
+        except OSError:
+            lookup.failed.add(index)
+            self.resolver.upstreams.failed(server, now)
+            return False
+        return True
+
+    # What attempts tell
+
+    def heard(self, attempt: Attempt, data: bytes) -> bool:
+        lookup = attempt.lookup
+        verdict = lookup.judge(attempt.index, data)
+        if verdict == WRONG:
+            self.own.mismatched += 1
+            attempt.wrong += 1
+            if attempt.wrong < MAX_WRONG:
+                return True
+            self.server_failed(attempt)
+            return False
+        self.resolver.upstreams.answered(lookup.servers[attempt.index], self._clock() - attempt.sent_at)
+        if verdict == FINAL:
+            self._finish(lookup, lookup.best)
+        elif verdict == HELD:
+            self._attempts[lookup].remove(attempt)
+            self._close(attempt)
+        else:
+            self._go_on_without(attempt)
+        return False
+
+    def server_failed(self, attempt: Attempt) -> None:
+        self.resolver.upstreams.failed(attempt.lookup.servers[attempt.index], self._clock())
+        self._go_on_without(attempt)
+
+    def _go_on_without(self, attempt: Attempt) -> None:
+        """The server of `attempt` will not help: ask another, unless one is being asked already."""
         lookup = attempt.lookup
         lookup.failed.add(attempt.index)
-        self._attempts[lookup].remove(attempt)
+        attempts = self._attempts[lookup]
+        attempts.remove(attempt)
         self._close(attempt)
-        if lookup.at == attempt.index or not self._attempts[lookup]:
+        if lookup.choice.racing:
+            if lookup.is_decided() or not attempts:
+                self._finish(lookup, None)
+        elif lookup.at == attempt.index or not attempts:
             self._ask_next(lookup)
 
+    def came(self, attempt: TaskAttempt, data: bytes | None) -> None:
+        self._came.append((attempt, data))
+        self._deadlines.update(self)
+
     def _finish(self, lookup: Lookup, answer: bytes | None) -> None:
-        for attempt in self._attempts.pop(lookup):
-            self._close(attempt)
+        self._end_attempts(lookup)
+        answer = lookup.best if answer is None else answer
+        now = self._clock()
+        if answer is None or answer[3] & dns.RCODE in (dns.SERVFAIL, dns.REFUSED):
+            stale = lookup.stale
+            if stale is not None:
+                stale.retry_at = now + STALE_RETRY
+                for reply, data in self._forwarder.tell(
+                    lookup, lambda query: self._cache.stale_answer(stale, query, now)
+                ):
+                    reply(data)
+        elif lookup.generation == self.resolver.generation:
+            self._cache.store(lookup.query, answer, now)
         for reply, data in self._forwarder.finish(lookup, answer):
             reply(data)
 
-    def _abandon(self, lookup: Lookup) -> None:
+    def abandon(self, lookup: Lookup) -> None:
         """Something raised: end the lookup, and tell nobody."""
-        self._failed += 1
-        for attempt in self._attempts.pop(lookup, ()):
-            self._close(attempt)
+        self.own.failed += 1
+        self._end_attempts(lookup)
         self._forwarder.finish(lookup, None)
 
-    def _close(self, attempt: _Attempt) -> None:
-        self._sockets -= 1
-        self._poller.unregister(attempt.sock.fileno())
-        attempt.sock.close()
+    def _end_attempts(self, lookup: Lookup) -> None:
+        for attempt in self._attempts.pop(lookup, ()):
+            self._close(attempt)
+
+    def _close(self, attempt: Attempt) -> None:
+        if isinstance(attempt, DatagramAttempt):
+            self._sockets -= 1
+            self._poller.unregister(attempt.sock.fileno())
+        attempt.close()
 
     # TCP
 
@@ -290,178 +406,76 @@ class DnsService:
         The stream is closed afterwards.  Answers leave in the order in which they come.
         """
         if self._closed or self._streams >= MAX_STREAMS:
-            self._refused_streams += 1
+            self.own.refused_streams += 1
             await trio.aclose_forcefully(stream)
             return
         self._streams += 1
         try:
             async with stream:
-                await _Connection(self, stream, client_ip).serve()
+                await StreamClient(self, stream, client_ip).serve()
         finally:
             self._streams -= 1
 
-    async def _answer_stream(self, message: bytes, client_ip: bytes) -> bytes | None:
-        self._tcp_queries += 1
-        query = self._understand(message, client_ip, stream=True)
+    async def answer_stream(self, message: bytes, client_ip: bytes) -> bytes | None:
+        """The answer to a message that came over TCP, or None when it gets none."""
+        self.own.tcp_queries += 1
+        now = self._clock()
+        if now >= self.resolver.look_at:
+            self.resolver.look(now)
+        query = self._understand(message, stream=True)
         if query is None or isinstance(query, bytes):
             return query
-        answer = self.names.answer(query, client_ip)
-        if answer is not None:
-            self._local += 1
-            return answer
         if self._stream_lookups >= MAX_STREAM_LOOKUPS:
-            self._stream_overflowed += 1
+            self.own.stream_overflowed += 1
             return dns.encode_reply(query, dns.SERVFAIL)
+        answered = trio.Event()
+        answers: list[bytes] = []
+
+        def reply(data: bytes) -> None:
+            answers.append(data)
+            answered.set()
+
         self._stream_lookups += 1
         try:
-            found = await self._look_up_stream(query, message)
+            self._answer(query, message, client_ip, reply, now, stream=True)
+            with trio.move_on_after(2 * TOTAL_SECONDS):  # or nobody will: it was one too many
+                await answered.wait()
         finally:
             self._stream_lookups -= 1
-        if found is None:
-            self._stream_unanswered += 1
-            return dns.encode_reply(query, dns.SERVFAIL)
-        return dns.for_client(found, query)
-
-    async def _look_up_stream(self, query: Query, message: bytes) -> bytes | None:
-        """Ask the servers over TCP; each has ATTEMPT_SECONDS until the next is asked too.  The first answer wins."""
-        self._stream_started += 1
-        ident = self._rng.getrandbits(16)
-        sent = dns.with_ident(message, ident)
-        found: bytes | None = None
-        unwilling: bytes | None = None
-
-        async def ask(server: Server, failed: trio.Event, race: trio.CancelScope) -> None:
-            nonlocal found, unwilling
-            try:
-                data = await self._exchange(server, query, ident, sent)
-            except (OSError, trio.BrokenResourceError):
-                data = b""
-            if data and data[3] & dns.RCODE not in (dns.SERVFAIL, dns.REFUSED):
-                found = data
-                race.cancel()
-                return
-            unwilling = data or unwilling
-            failed.set()
-
-        with trio.move_on_after(TOTAL_SECONDS):
-            async with trio.open_nursery() as nursery:
-                for number, server in enumerate(self._servers()[:MAX_SERVERS]):
-                    self._stream_retried += number > 0
-                    failed = trio.Event()
-                    nursery.start_soon(ask, server, failed, nursery.cancel_scope)
-                    with trio.move_on_after(ATTEMPT_SECONDS):
-                        await failed.wait()
-        return found or unwilling
-
-    async def _exchange(self, server: Server, query: Query, ident: int, message: bytes) -> bytes:
-        """Ask one server over a connection of its own.  Empty when it closes; raises OSError, BrokenResourceError."""
-        family, address = _socket_address(server)
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
-        with sock:
-            await sock.connect(address)
-            stream = trio.SocketStream(sock)
-            await stream.send_all(len(message).to_bytes(2, "big") + message)
-            received = bytearray()
-            while True:
-                answer = await receive_message(stream, received)
-                if answer is None or dns.answers_question(answer, query, ident):
-                    return answer or b""
-                self._mismatched += 1
+        return answers[0] if answers else dns.encode_reply(query, dns.SERVFAIL)
 
     def statistics(self) -> DnsStatistics:
-        counters = self._forwarder.counters
-        return DnsStatistics(
-            udp_queries=self._udp_queries,
-            tcp_queries=self._tcp_queries,
-            local=self._local,
-            forwarded=counters.started + self._stream_started,
-            merged=counters.merged,
-            retried=counters.retried + self._stream_retried,
-            unanswered=counters.unanswered + self._stream_unanswered,
-            overflowed=counters.overflowed + self._stream_overflowed,
-            crowded=counters.crowded,
-            malformed=self._malformed,
-            responses=self._responses,
-            not_implemented=self._not_implemented,
-            mismatched=self._mismatched,
-            truncated=counters.truncated,
-            failed=self._failed,
-            idle=self._idle,
-            refused_streams=self._refused_streams,
-            in_flight=len(self._forwarder) + self._stream_lookups,
+        return statistics(
+            self.own,
+            self._forwarder.counters,
+            self.resolver,
+            in_flight=len(self._forwarder),
             sockets=self._sockets,
             streams=self._streams,
         )
 
     def close(self) -> None:
-        """Forget every UDP lookup, telling nobody, and take no more queries.  Connections end with their tasks."""
+        """Forget every lookup, telling nobody, and take no more queries.  Connections end with their tasks."""
         self._closed = True
         self._forwarder.abandon()
-        for attempts in self._attempts.values():
-            for attempt in attempts:
-                self._close(attempt)
-        self._attempts.clear()
+        for lookup in list(self._attempts):
+            self._end_attempts(lookup)
+        self._came.clear()
 
 
-async def receive_message(stream: trio.abc.ReceiveStream, received: bytearray) -> bytes | None:
-    """The next message of at least a header, RFC 1035 section 4.2.2, or None when the stream ends before one does.
+class _Containment:
+    """What raises while one lookup is served ends that lookup, and no other."""
 
-    `received` keeps what came after it for the next call.  Shorter messages cannot be answered and are skipped.
-    """
-    while True:
-        while len(received) >= 2 and len(received) >= (end := 2 + int.from_bytes(received[:2], "big")):
-            message = bytes(received[2:end])
-            del received[:end]
-            if len(message) >= dns.HEADER.size:
-                return message
-        data = await stream.receive_some()
-        if not data:
-            return None
-        received += data
-
-
-class _Connection:
-    """One guest's TCP connection."""
-
-    def __init__(self, service: DnsService, stream: trio.abc.HalfCloseableStream, client_ip: bytes) -> None:
+    def __init__(self, service: DnsService, lookup: Lookup) -> None:
         self._service = service
-        self._stream = stream
-        self._client_ip = client_ip
-        self._sending = trio.Lock()
-        self._pipelined = trio.Semaphore(MAX_PIPELINED)
+        self._lookup = lookup
 
-    async def serve(self) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-                await self._read(nursery)
-            with trio.move_on_after(IDLE_SECONDS):
-                await self._stream.send_eof()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client broke off; what it asked is of no use to anybody
+    def __enter__(self) -> None:
+        pass
 
-    async def _read(self, nursery: trio.Nursery) -> None:
-        received = bytearray()
-        while True:
-            message = None
-            with trio.move_on_after(IDLE_SECONDS) as idle:
-                message = await receive_message(self._stream, received)
-            if idle.cancelled_caught:
-                self._service._idle += 1
-                nursery.cancel_scope.cancel()
-            if message is None:
-                return
-            await self._pipelined.acquire()
-            nursery.start_soon(self._answer, message, nursery.cancel_scope)
-
-    async def _answer(self, message: bytes, connection: trio.CancelScope) -> None:
-        try:
-            answer = await self._service._answer_stream(message, self._client_ip)
-            if answer is None:
-                return
-            with trio.move_on_after(IDLE_SECONDS) as slow:
-                async with self._sending:
-                    await self._stream.send_all(len(answer).to_bytes(2, "big") + answer)
-            if slow.cancelled_caught:
-                connection.cancel()  # half a message may have left
-        finally:
-            self._pipelined.release()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        if error is None or not isinstance(error, Exception):
+            return False
+        log.error("a lookup failed", exc_info=error)
+        self._service.abandon(self._lookup)
+        return True

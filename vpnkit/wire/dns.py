@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vpnkit.errors import WireError
 
@@ -23,6 +23,7 @@ HEADER: Final = struct.Struct("!HHHHHH")
 QUESTION: Final = struct.Struct("!HH")
 RECORD: Final = struct.Struct("!HHLH")  # what follows a record's name
 _OFFSET: Final = struct.Struct("!H")
+_OPTION: Final = struct.Struct("!HHH")
 
 QR: Final = 0x8000
 OPCODE: Final = 0x7800
@@ -42,8 +43,11 @@ REFUSED: Final = 5
 BADVERS: Final = 16  # RFC 6891 section 6.1.3; its high bits are in the OPT record
 
 A: Final = 1
+CNAME: Final = 5
+SOA: Final = 6
 PTR: Final = 12
 AAAA: Final = 28
+DNAME: Final = 39
 OPT: Final = 41
 IXFR: Final = 251
 AXFR: Final = 252
@@ -53,9 +57,22 @@ IN: Final = 1
 MAX_NAME: Final = 255  # octets
 MAX_UDP: Final = 512  # without EDNS
 OUR_UDP_SIZE: Final = 1232  # what we say in our own OPT records: fits every path without fragments
+# the sections that a Record can be in
+ANSWER: Final = 0
+AUTHORITY: Final = 1
+ADDITIONAL: Final = 2
+
+# EDNS options
+COOKIE: Final = 10
+TCP_KEEPALIVE: Final = 11
+PADDING: Final = 12
+EXTENDED_ERROR: Final = 15  # RFC 8914
+STALE_ANSWER: Final = 3  # its codes
+STALE_NXDOMAIN: Final = 19
+
 POINTER_TO_QUESTION: Final = b"\xc0\x0c"
 
-_DO: Final = 0x8000  # DNSSEC OK, in the TTL of an OPT record
+DO: Final = 0x8000  # DNSSEC OK, in the TTL of an OPT record
 
 
 @dataclass(slots=True)
@@ -70,6 +87,8 @@ class Query:
     question: bytes  # name (its case as it came), type and class
     udp_size: int = MAX_UDP
     edns_flags: int = -1  # the TTL field of the OPT record; -1 when there was none
+    options: bytes = b""  # the data of the OPT record
+    is_plain: bool = True  # there was no record besides an OPT
 
     @property
     def edns_version(self) -> int:
@@ -112,12 +131,15 @@ def _question_name_end(data: bytes) -> int:
 def _find_opt(data: bytes, offset: int, count: int, query: Query) -> None:
     for _ in range(count):  # as each takes 11 octets or an error, `count` is no promise of work
         name = offset
-        offset, rtype, rclass, ttl, _ = record(data, offset)
-        if rtype == OPT:
+        offset, rtype, rclass, ttl, start = record(data, offset)
+        if rtype != OPT:
+            query.is_plain = False
+        else:
             if query.edns_flags >= 0 or data[name] != 0:
                 raise WireError("two OPT records, or one with a name")
             query.udp_size = max(rclass, MAX_UDP)
             query.edns_flags = ttl
+            query.options = data[start:offset]
 
 
 def record(data: bytes, offset: int) -> tuple[int, int, int, int, int]:
@@ -133,6 +155,73 @@ def record(data: bytes, offset: int) -> tuple[int, int, int, int, int]:
     if start + length > len(data):
         raise WireError("DNS record is cut")
     return start + length, rtype, rclass, ttl, start
+
+
+class Record(NamedTuple):
+    """Where a record is in its message."""
+
+    section: int
+    start: int  # of its name
+    data: int
+    end: int
+    rtype: int
+    rclass: int
+    ttl: int  # seconds; for an OPT record its flags
+
+
+def records(data: bytes) -> tuple[int, list[Record]]:
+    """Where the question section of a message ends, and its records.  Raises WireError.
+
+    A TTL with the highest bit set is 0 (RFC 2181 section 8).
+    """
+    if len(data) < HEADER.size:
+        raise WireError(f"DNS message of {len(data)} octets")
+    _, _, questions, *counts = HEADER.unpack_from(data)
+    offset = HEADER.size
+    for _ in range(questions):
+        offset = skip_name(data, offset) + QUESTION.size
+    if offset > len(data):
+        raise WireError("DNS question is cut")
+    questions_end = offset
+    found = []
+    for section, count in enumerate(counts):
+        for _ in range(count):
+            start = offset
+            offset, rtype, rclass, ttl, at = record(data, start)
+            if ttl >= 1 << 31 and rtype != OPT:
+                ttl = 0
+            found.append(Record(section, start, at, offset, rtype, rclass, ttl))
+    return questions_end, found
+
+
+def option_codes(options: bytes) -> list[int]:
+    """The codes in the data of an OPT record.  Raises WireError."""
+    return [code for code, _ in split_options(options)]
+
+
+def split_options(options: bytes) -> list[tuple[int, bytes]]:
+    """The options in the data of an OPT record, each with its code and length in front of it.  Raises WireError."""
+    found = []
+    offset = 0
+    while offset < len(options):
+        if offset + 4 > len(options):
+            raise WireError("EDNS option is cut")
+        code, length = QUESTION.unpack_from(options, offset)
+        if offset + 4 + length > len(options):
+            raise WireError("EDNS option is cut")
+        found.append((code, options[offset : offset + 4 + length]))
+        offset += 4 + length
+    return found
+
+
+def extended_error(code: int) -> bytes:
+    """An EDNS option that says why, RFC 8914."""
+    return _OPTION.pack(EXTENDED_ERROR, 2, code)
+
+
+def encode_opt(flags: int = 0, options: bytes = b"") -> bytes:
+    """An OPT record of ours.  `flags` is its TTL field: the high bits of the rcode, and DO."""
+    return b"\0" + RECORD.pack(OPT, OUR_UDP_SIZE, flags, len(options)) + options
 
 
 def skip_name(data: bytes, offset: int) -> int:
@@ -204,6 +293,11 @@ def with_ident(data: bytes, ident: int) -> bytes:
     return _OFFSET.pack(ident) + data[2:]
 
 
+def with_tc(data: bytes) -> bytes:
+    """`data`, said to be cut."""
+    return data[:2] + bytes((data[2] | TC >> 8,)) + data[3:]
+
+
 def for_client(data: bytes, query: Query) -> bytes:
     """A response as the client of `query` must see it: its id, and its own spelling of the name."""
     if data[4:6] == b"\0\1":
@@ -211,17 +305,16 @@ def for_client(data: bytes, query: Query) -> bytes:
     return _OFFSET.pack(query.ident) + data[2:]
 
 
-def encode_reply(query: Query, rcode: int, records: Sequence[bytes] = (), *, authoritative: bool = False) -> bytes:
-    """A response of ours: the question as it came, `records` as answers, an OPT record if the query had one."""
+def encode_reply(query: Query, rcode: int, answers: Sequence[bytes] = (), *, authoritative: bool = False) -> bytes:
+    """A response of ours: the question as it came, records as `answers`, an OPT record if the query had one."""
     flags = QR | RA | (query.flags & (OPCODE | RD | CD)) | (rcode & RCODE)
     if authoritative:
         flags |= AA
     edns = query.edns_flags >= 0
-    head = HEADER.pack(query.ident, flags, 1, len(records), 0, 1 if edns else 0) + query.question
+    head = HEADER.pack(query.ident, flags, 1, len(answers), 0, 1 if edns else 0) + query.question
     if edns:
-        ttl = rcode >> 4 << 24 | query.edns_flags & _DO
-        return head + b"".join(records) + b"\0" + RECORD.pack(OPT, OUR_UDP_SIZE, ttl, 0)
-    return head + b"".join(records) if records else head
+        return head + b"".join(answers) + encode_opt(rcode >> 4 << 24 | query.edns_flags & DO)
+    return head + b"".join(answers) if answers else head
 
 
 def encode_error(data: bytes, rcode: int) -> bytes:
@@ -230,9 +323,9 @@ def encode_error(data: bytes, rcode: int) -> bytes:
     return HEADER.pack(ident, QR | RA | (flags & (OPCODE | RD | CD)) | rcode, 0, 0, 0, 0)
 
 
-def encode_record(rtype: int, ttl: int, rdata: bytes) -> bytes:
-    """A record of class IN about the name in the question; `ttl` in seconds."""
-    return POINTER_TO_QUESTION + RECORD.pack(rtype, IN, ttl, len(rdata)) + rdata
+def encode_record(rtype: int, ttl: int, rdata: bytes, name: bytes = POINTER_TO_QUESTION) -> bytes:
+    """A record of class IN, about the name in the question unless there is another; `ttl` in seconds."""
+    return name + RECORD.pack(rtype, IN, ttl, len(rdata)) + rdata
 
 
 def truncate(data: bytes, limit: int) -> bytes:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpnkit.errors import ConfigError
-from vpnkit.services import resolvconf
-from vpnkit.services.resolvconf import ResolvConf, parse, parse_server
+from vpnkit.proto.dns_upstreams import Server
+from vpnkit.services.followed import MAX_FILE
+from vpnkit.services.resolvconf import HOST, ResolvConf, parse, parse_server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     ],
 )  # fmt: skip
 def test_parse(text: str, servers: list[str], search: list[str]) -> None:
-    assert parse(text) == (servers, search)
+    assert parse(text) == ([Server(server) for server in servers], search)
 
 
 @given(st.text() | st.lists(st.text(), max_size=5).map(lambda words: "nameserver " + " ".join(words)))
@@ -50,7 +51,7 @@ def test_any_text(text: str) -> None:
     ],
 )
 def test_server(text: str, server: tuple[str, int]) -> None:
-    assert parse_server(text) == server
+    assert parse_server(text) == Server(*server)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +66,10 @@ def test_bad_server(text: str) -> None:
 @given(st.text(max_size=30))
 def test_any_server(text: str) -> None:
     try:
-        _, port = parse_server(text)
+        server = parse_server(text)
     except ConfigError:
         return
-    assert 0 < port < 65536
+    assert 0 < server.port < 65536 or server == HOST
 
 
 class Clock:
@@ -85,21 +86,21 @@ def test_follows_the_file(tmp_path: Path) -> None:
     path.write_text("nameserver 10.0.0.1\nsearch a\n")
     assert conf.servers() == []  # looked less than a second ago
     clock.now += 1
-    assert conf.servers() == [("10.0.0.1", 53)]
+    assert conf.servers() == [Server("10.0.0.1")]
     assert conf.search() == ["a"]
     for bad in (b"", b"# nothing\n", bytes(range(256))):
         path.write_bytes(bad)
         clock.now += 1
-        assert conf.servers() == [("10.0.0.1", 53)]
+        assert conf.servers() == [Server("10.0.0.1")]
     path.unlink()
     clock.now += 1
-    assert conf.servers() == [("10.0.0.1", 53)]
+    assert conf.servers() == [Server("10.0.0.1")]
     assert conf.reloads == 1
     replacement = tmp_path / "new"
     replacement.write_text("nameserver ::1\n")
     os.replace(replacement, path)
     clock.now += 1
-    assert conf.servers() == [("::1", 53)]
+    assert conf.servers() == [Server("::1")]
     clock.now += 1
     assert conf.servers() is conf.servers()
     assert conf.reloads == 2
@@ -107,8 +108,8 @@ def test_follows_the_file(tmp_path: Path) -> None:
 
 def test_a_huge_file_is_read_in_part(tmp_path: Path) -> None:
     path = tmp_path / "resolv.conf"
-    path.write_bytes(b"nameserver 10.0.0.1\n" + b"#" * resolvconf.MAX_FILE + b"\nnameserver 10.0.0.2\n")
-    assert ResolvConf(str(path)).servers() == [("10.0.0.1", 53)]
+    path.write_bytes(b"nameserver 10.0.0.1\n" + b"#" * MAX_FILE + b"\nnameserver 10.0.0.2\n")
+    assert ResolvConf(str(path)).servers() == [Server("10.0.0.1")]
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
