@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv6Address, IPv6Network
 
 import pytest
+import trio
 import trio.testing
 from scapy.layers.inet6 import (
     ICMPv6ND_NA,
@@ -25,7 +26,7 @@ from scapy.layers.inet6 import (
 from tapdev.link import LinkCapabilities
 from tests.conformance.wire import MAC, SERVER, Wire
 from vpnkit.errors import WireError
-from vpnkit.net.lan import MAX_ADDRESSES, RESOLVE_TRIES
+from vpnkit.net.lan import MAX_ADDRESSES, MAX_ASKED, RESOLVE_SECONDS, RESOLVE_TRIES
 from vpnkit.net.plan import Plan
 from vpnkit.wire import ipv6
 
@@ -359,6 +360,7 @@ async def test_what_is_malformed(wire):
 # Who is asked
 
 
+@pytest.mark.requirement("RFC4861 7.2.2")
 async def test_a_guest_that_has_not_spoken_yet_is_asked(wire, nursery):
     found = []
 
@@ -376,6 +378,24 @@ async def test_a_guest_that_has_not_spoken_yet_is_asked(wire, nursery):
     assert found[0].mac.hex(":") == MAC
 
 
+@pytest.mark.requirement("RFC4861 7.2.2")
+async def test_many_callers_ask_no_more_often(wire, autojump_clock):
+    started = trio.current_time()
+    async with trio.open_nursery() as callers:
+        for _ in range(100):
+            callers.start_soon(wire.guest.station.lan.resolve, packed(GUEST))
+            await trio.sleep(0.01)
+    assert len(wire.work()) <= (trio.current_time() - started) / (0.9 * RESOLVE_SECONDS) + 1
+
+
+@pytest.mark.requirement("RFC4861 7.2.2")
+async def test_addresses_that_are_asked_for_do_not_pile_up(wire, autojump_clock):
+    for number in range(MAX_ASKED + 10):
+        wire.guest.station.lan._ask(packed(f"{PREFIX}1:{number:x}"))
+    assert len(wire.guest.station.lan._asked) == MAX_ASKED
+
+
+@pytest.mark.requirement("RFC4861 7.2.2")
 async def test_a_question_is_not_repeated_without_end(wire, autojump_clock):
     assert await wire.guest.station.lan.resolve(packed(GUEST)) is None
     assert [frame[ICMPv6ND_NS].tgt for frame in wire.work()] == [GUEST] * RESOLVE_TRIES
