@@ -93,8 +93,8 @@ class Stream:
     """An answer that goes on, with status 200: `produce` sends its pieces and returns at the end.
 
     The header goes before the first piece, which may be empty: whatever happens once the client has seen it is to be
-    in the stream.  `produce` is cancelled when the client goes away, and its `send` raises trio.BrokenResourceError when the client takes
-    nothing for too long.  The connection ends with it.
+    in the stream.  `produce` is cancelled when the client goes away, and its `send` raises trio.BrokenResourceError
+    when the client takes nothing for too long.  The connection ends with it.
     """
 
     content_type: str

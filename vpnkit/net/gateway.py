@@ -11,7 +11,7 @@ from vpnkit.net.policy import Service
 from vpnkit.wire import dhcpv6, ipv6
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from vpnkit.flow.stream import GuestStream
     from vpnkit.net.guest import Guest
@@ -32,7 +32,7 @@ class Gateway:
         self.dns: DnsService | None = None  # set by whoever made the guest: it needs his poller
         self.dhcpv6_service: Dhcpv6Service | None = None  # likewise; None where the plan has no IPv6
         self.on_lease: Callable[[Guest, bytes, bytes], None] = lambda guest, ip, mac: None  # likewise
-        self.services: dict[Service, StreamService] = {Service.DNS: self._serve_dns}
+        self.more: Mapping[Service, StreamService] = {}  # likewise
         self._guest = guest
         self._dhcp = dhcp
         self._nursery = nursery
@@ -92,6 +92,10 @@ class Gateway:
         if self.dns is not None:
             self.dns.query(bytes(query), source, reply)
 
+    def serves(self, service: Service) -> bool:
+        """Whether there is somebody to have a connection to `service`."""
+        return service is Service.DNS or service in self.more
+
     def serve(self, service: Service, stream: GuestStream, source: bytes) -> None:
         """Let a service of the gateway have a connection of the guest."""
         self._nursery.start_soon(self._serve_stream, service, stream, source)
@@ -99,7 +103,7 @@ class Gateway:
     async def _serve_stream(self, service: Service, stream: GuestStream, source: bytes) -> None:
         try:
             await stream.wait_open()
-            await self.services[service](stream, source)
+            await (self.more.get(service) or self._serve_dns)(stream, source)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except Exception:  # the containment boundary of one connection

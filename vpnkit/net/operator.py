@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from ipaddress import IPv4Address, ip_address
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from vpnkit.net.events import EventHub
     from vpnkit.net.network import Network
     from vpnkit.net.report import ForwardReport
+
+log = logging.getLogger(__name__)
 
 
 class NetworkOperator(NetworkReporter):
@@ -49,7 +52,10 @@ class NetworkOperator(NetworkReporter):
         return {guest.station.mac.hex(":"): guest.number for guest in self._network.guests if guest.station.mac}
 
     async def tunnel(self, stream: trio.SocketStream, received: bytes, address: str, port: int) -> None:
-        await self._network.tunnel(stream, received, ip_address(address).packed, port)
+        try:
+            await self._network.ways_in.tunnel(stream, received, ip_address(address).packed, port)
+        except OSError as error:
+            log.info("tunnel to %s port %d: %s", address, port, error)
 
     async def connect(self, stream: trio.SocketStream, received: bytes) -> None:
         await self._network.connect(stream, received)

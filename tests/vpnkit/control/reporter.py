@@ -18,6 +18,7 @@ class FixedOperator:
     def __init__(self) -> None:
         self.events = EventHub(lambda: 1_700_000_000.5)
         self.specs = [Spec(8080, 80)]
+        self.gone = False  # the guest
 
     def status(self) -> StatusReport:
         return StatusReport(
@@ -41,12 +42,15 @@ class FixedOperator:
         )
 
     def guests(self) -> list[GuestReport]:
+        if self.gone:
+            return []
         return [
             GuestReport(
                 id=1,
                 link="netns:",
                 mac="02:50:00:00:00:01",
                 ip="192.168.65.3",
+                addresses=["192.168.65.3", "fd65:7670:6e6b::3"],
                 mtu=65520,
                 offloads=["checksum", "tso4"],
                 frames_to_host=1200,
