@@ -20,13 +20,14 @@ from portfwd.complaints import Complaints
 from portfwd.forward import Forward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from portfwd.spec import Spec
 
     Buffer: TypeAlias = bytes | memoryview
-    # Takes an answer to the client: one datagram, or several of so many octets of which the last may be shorter.
-    Reply: TypeAlias = Callable[[Buffer, int], None]
+    # Takes an answer to the client, in parts: one datagram, or several of so many octets of which the last may be
+    # shorter.
+    Reply: TypeAlias = Callable[[Sequence[Buffer], int], None]
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Peer(Protocol):
         """False when the guest is gone."""
         ...
 
-    def send(self, data: bytes, segment: int) -> None:
+    def send_to_guest(self, data: bytes, segment: int) -> None:
         """Take `data` to the guest: datagrams of `segment` octets, the last may be shorter; 0: one.  Does not wait."""
         ...
 
@@ -67,7 +68,7 @@ class Datagrams(Protocol):
         """A way to `spec`'s guest for `client`.  Raises OSError when there is none now."""
         ...
 
-    async def wait(self, spec: Spec) -> bool:
+    async def wait(self, spec: Spec, client: tuple[str, int]) -> bool:
         """After `open` failed: whether another try is worth it, found out within seconds."""
         ...
 
@@ -172,7 +173,7 @@ class DatagramForward(Forward):
                 return False
         self._refresh(session)
         assert session.peer is not None
-        session.peer.send(data, segment if len(data) > segment else 0)
+        session.peer.send_to_guest(data, segment if len(data) > segment else 0)
         return True
 
     async def _open(
@@ -182,16 +183,16 @@ class DatagramForward(Forward):
             self._forget(old)
         session = _Session(key, client, local)
 
-        def reply(data: Buffer, segment: int) -> None:
+        def reply(parts: Sequence[Buffer], segment: int) -> None:
             self._refresh(session)
-            self._send(raw, data, segment, session)
+            self._send(raw, parts, segment, session)
 
         for attempt in range(2):
             try:
                 session.peer = self._datagrams.open(self.spec, client[:2], reply)
                 break
             except OSError as error:
-                if attempt or not await self._datagrams.wait(self.spec):
+                if attempt or not await self._datagrams.wait(self.spec, client[:2]):
                     self.failures += 1
                     self._failed.warning("forward %s: a datagram was lost: %s", self.spec, error)
                     return None
@@ -216,7 +217,7 @@ class DatagramForward(Forward):
 
     # To clients
 
-    def _send(self, raw: socket.socket, data: Buffer, segment: int, session: _Session) -> None:
+    def _send(self, raw: socket.socket, parts: Sequence[Buffer], segment: int, session: _Session) -> None:
         if raw.fileno() < 0:
             return
         ancillary = session.ancillary
@@ -224,14 +225,15 @@ class DatagramForward(Forward):
             ancillary = [*ancillary, (socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", segment))]
         try:
             if not segment or LINUX:
-                raw.sendmsg([data], ancillary, 0, session.client)
+                raw.sendmsg(parts, ancillary, 0, session.client)
                 return
         except OSError as error:
             if not segment or error.errno not in CUT_ERRNOS:
                 self.lost += 1  # a full queue, or a client whose network says no: the datagram is lost
                 return
+        data = b"".join(parts)
         for start in range(0, len(data), segment):  # the way out cannot cut trains
-            self._send(raw, data[start : start + segment], 0, session)
+            self._send(raw, (data[start : start + segment],), 0, session)
 
     # Time
 

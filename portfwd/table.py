@@ -63,6 +63,7 @@ class ForwardTable:
         self._admit = admit
         self._allowed = tuple(allowed)
         self._forwards: list[Forward] = []
+        self.relayed = 0  # connections that are open by a connector: each is two of our sockets
         # How guests' ends that are no ports of their networks are reached.  The in-guest forwarder adds "unix".
         self.connectors: dict[str, Connector] = {"vsock": connect_vsock}
 
@@ -131,12 +132,22 @@ class ForwardTable:
             raise ForwardError(f"cannot forward {spec}: udp is not served here")
 
     def _stream(self, spec: Spec) -> StreamForward:
-        deliver = self._deliver if spec.target == "net" else relay_to(self.connectors[spec.target])
+        deliver = self._deliver if spec.target == "net" else self._counted(relay_to(self.connectors[spec.target]))
         if spec.host_path is not None:
             listener, unlink = listen_at(spec, self._unix)
             return StreamForward(spec, [listener], deliver, self._admit, unlink)
         listeners = listen_on(spec)
         return StreamForward(replace(spec, host_port=listeners[0].getsockname()[1]), listeners, deliver, self._admit)
+
+    def _counted(self, deliver: Deliver) -> Deliver:
+        async def counted(stream: trio.SocketStream, spec: Spec) -> None:
+            self.relayed += 1
+            try:
+                await deliver(stream, spec)
+            finally:
+                self.relayed -= 1
+
+        return counted
 
     def _datagram(self, spec: Spec) -> DatagramForward:
         assert self._datagrams is not None

@@ -34,10 +34,10 @@ class EchoPeer:
         self.reply = reply
         self.is_open = True
 
-    def send(self, data: bytes, segment: int) -> None:
+    def send_to_guest(self, data: bytes, segment: int) -> None:
         self.guest.heard.append((self.client, data, segment))
         if self.guest.answers:
-            self.reply(data.upper(), segment)
+            self.reply([data.upper()], segment)
 
     def close(self) -> None:
         self.is_open = False
@@ -60,7 +60,7 @@ class Guest:
         self.peers.append(peer)
         return peer
 
-    async def wait(self, _spec: Spec) -> bool:
+    async def wait(self, _spec: Spec, _client: tuple[str, int]) -> bool:
         self.waits += 1
         await trio.lowlevel.checkpoint()
         self.is_there = self.comes
@@ -135,7 +135,7 @@ async def test_every_client_is_a_conversation_of_its_own(world: World) -> None:
         names = [one.getsockname(), two.getsockname()]
         assert [peer.client for peer in world.guest.peers] == names
         for peer in world.guest.peers:  # of himself, and to the right one
-            peer.reply(str(peer.client[1]).encode(), 0)
+            peer.reply([str(peer.client[1]).encode()], 0)
         assert [await hear(sock) for sock in (one, two)] == [str(name[1]).encode() for name in names]
     assert (forward.accepted, forward.connections) == (2, 2)
 
@@ -152,7 +152,7 @@ async def test_silence_ends_a_conversation(
     assert await forward._deliver(raw, b"x", [], clients[0])
     await trio.sleep(15)
     assert [peer.client for peer in world.guest.peers] == [clients[0]]
-    world.guest.peers[0].reply(b"the guest's word counts, too", 0)
+    world.guest.peers[0].reply([b"the guest's word counts, too"], 0)
     await trio.sleep(29)
     assert forward.connections == 1
     await trio.sleep(2)
@@ -226,7 +226,7 @@ async def test_unexpose_forgets_the_clients(world: World) -> None:
         [peer] = world.guest.peers
         await world.table.unexpose(forward.spec)
         assert world.guest.peers == []
-        peer.reply(b"too late", 0)
+        peer.reply([b"too late"], 0)
         await sock.send(b"x")
         with pytest.raises(ConnectionRefusedError):
             await hear(sock)
@@ -274,7 +274,7 @@ async def test_a_train_where_the_system_makes_none(world: World, monkeypatch: py
         await sock.send(b"a")
         await hear(sock)
         monkeypatch.setattr(datagrams, "LINUX", False)
-        world.guest.peers[0].reply(memoryview(b"abcde"), 2)
+        world.guest.peers[0].reply([memoryview(b"abc"), b"de"], 2)
         assert [await hear(sock) for _ in range(3)] == [b"ab", b"cd", b"e"]
 
 
@@ -283,7 +283,7 @@ async def test_an_answer_that_the_host_does_not_take_is_lost(world: World) -> No
     with await client(forward) as sock:
         await sock.send(b"a")
         await hear(sock)
-        world.guest.peers[0].reply(bytes(65536), 0)  # EMSGSIZE
+        world.guest.peers[0].reply([bytes(65536)], 0)  # EMSGSIZE
         assert forward.lost == 1
         await sock.send(b"b")
         assert await hear(sock) == b"B"

@@ -236,7 +236,7 @@ class World:
             made.close()
             return
         try:
-            await self.network.guests[0].call_and_wait(made, self.guest.ip_address, plan.port)  # type: ignore[arg-type]
+            await self.network.guests[0].calls.join(made, self.guest.ip_address, plan.port)  # type: ignore[arg-type]
         except OSError as error:
             made.side.causes.append(str(error))
 

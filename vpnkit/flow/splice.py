@@ -57,6 +57,7 @@ class SpliceFlow(TcpFlow):
         "_shut",
         "_socket",
         "_writable",
+        "first",
     )
 
     def __init__(
@@ -84,6 +85,7 @@ class SpliceFlow(TcpFlow):
         self._host_failure = False  # it took no more
         self._released: trio.Event | None = None
         self._shut = False  # we told the host EOF
+        self.first = b""  # what the guest is told before the host's first octet
 
     def wait_for_host(self, answered: Callable[[SpliceFlow, int], None]) -> None:
         """The host socket is connecting; `answered` is called once with the errno, 0 for success."""
@@ -213,6 +215,9 @@ class SpliceFlow(TcpFlow):
     def fetch(self, now: float) -> None:
         connection = self.connection
         host = self._socket
+        if self.first and connection.state.synchronized and not connection.aborted:
+            connection.sender.write(self.first)
+            self.first = b""
         if not self._readable or self._host_finished or host is None or connection.aborted:
             return
         if not connection.state.synchronized:

@@ -18,6 +18,7 @@ from vpnkit.errors import WireError
 from vpnkit.flow import host as host_sockets
 from vpnkit.flow.clock import Deadlines
 from vpnkit.flow.poller import Poller
+from vpnkit.net.calls import Calls
 from vpnkit.net.gateway import Gateway
 from vpnkit.net.icmp import IcmpTable
 from vpnkit.net.intake import MIN_TCP_FRAME, MIN_TCP_FRAME6, Intake
@@ -115,6 +116,7 @@ class Guest:
         self.deadlines = Deadlines(self._after_deadlines, self._deadline_failed)
         self.out = Output(self)
         self.tcp = TcpTable(self, rng.randbytes(32), budget=budget)
+        self.calls = Calls(self)
         self.udp = UdpTable(self, filtering=udp_filtering)
         self.icmp = IcmpTable(self)
         self.station = (lan or Lan(plan, dhcp.server)).attach(
@@ -374,26 +376,9 @@ class Guest:
             self._warned.add(what)
             self._warn(message)
 
-    # Ways in
-
     async def call_and_wait(self, host: socket.socket, destination: bytes, port: int) -> None:
-        """Join the connected, non-blocking `host` with the guest's `port`, and return when both are closed.
-
-        Takes over `host`.  Raises OSError when the guest has no room for it.
-        """
-        source = self.plan.caller(destination)
-        try:
-            flow = self.tcp.call(source, destination, port, host, self.mac_of(destination))
-        except BaseException:
-            host_sockets.reset(host)  # not an end: nobody was there
-            raise
-        self.settle_now(flow)
-        try:
-            await flow.wait_released()
-        finally:
-            if not flow.connection.is_closed:
-                flow.abort("the forward is gone")
-                self.settle_now(flow)
+        """`calls.join`."""
+        await self.calls.join(host, destination, port)
 
     # The end
 

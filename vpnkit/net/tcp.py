@@ -30,6 +30,7 @@ from vpnkit.wire.tcp import ACK, FIN, RST, SYN, FrameTemplate, FrameTemplate6, S
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from vpnkit.flow.tcp_flow import TcpFlow
     from vpnkit.net.guest import Guest
@@ -196,7 +197,7 @@ class TcpTable:
         if aim is Refuse.PROHIBITED:
             guest.out.icmp_error(packet, Problem.PROHIBITED)
             return
-        if not isinstance(aim, Host) and aim is not Service.DNS:
+        if isinstance(aim, Refuse) or (isinstance(aim, Service) and not guest.gateway.serves(aim)):
             self._reset(key, segment, source_mac)
             return
         if len(self.flows) >= MAX_FLOWS or not guest.admit():
@@ -220,7 +221,7 @@ class TcpTable:
             self._dial(packet, key, connection, template, (aim.address, aim.port))
         else:
             flow = StreamFlow(guest, guest.next_number(), key, connection, template)
-            flow.remote = "dns"
+            flow.remote = aim.name.lower()
             self.flows[key] = flow
             connection.accept(now)
             guest.touch(flow)
@@ -320,17 +321,26 @@ class TcpTable:
 
     # Flows that the host opens
 
-    def call(self, source: bytes, destination: bytes, port: int, made: socket.socket, guest_mac: bytes) -> SpliceFlow:
+    def call(
+        self,
+        source: bytes,
+        destination: bytes,
+        port: int,
+        made: socket.socket,
+        guest_mac: bytes,
+        *,
+        source_port: int | None = None,
+        first: bytes = b"",
+    ) -> SpliceFlow:
         """Call the guest at `destination`:`port` from `source`, for the connected host socket `made`.
 
+        `source_port` is taken if it is free towards that port; `first` goes to the guest before anything else.
         Raises OSError: EADDRNOTAVAIL when every source port is in use, ENOBUFS when the guest has too many flows.
         """
         guest = self._guest
         now = guest.now()
         tail = port.to_bytes(2, "big")
-        start = guest.random.randrange(len(EPHEMERAL_PORTS))
-        for i in range(len(EPHEMERAL_PORTS)):
-            ours = EPHEMERAL_PORTS[(start + i) % len(EPHEMERAL_PORTS)]
+        for ours in self.ports(source_port):
             key = destination + source + tail + ours.to_bytes(2, "big")
             if key not in self.flows and key not in self._time_wait:
                 break
@@ -345,9 +355,18 @@ class TcpTable:
         flow = SpliceFlow(guest, guest.next_number(), key, connection, template, made, guest.poller, inbound=True)
         peer = made.getpeername()
         flow.remote = host_sockets.text(peer) if isinstance(peer, tuple) else str(peer)
+        flow.first = first
         flow.opened()
         self.flows[key] = flow
         return flow
+
+    def ports(self, wanted: int | None) -> Iterator[int]:
+        """Ports to call the guest from, in the order in which they are to be tried: unguessable (RFC 6056)."""
+        if wanted:
+            yield wanted
+        start = self._guest.random.randrange(len(EPHEMERAL_PORTS))
+        for i in range(len(EPHEMERAL_PORTS)):
+            yield EPHEMERAL_PORTS[(start + i) % len(EPHEMERAL_PORTS)]
 
     # Endings
 

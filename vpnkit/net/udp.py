@@ -44,6 +44,7 @@ class UdpTable:
         self.mappings: OrderedDict[bytes, UdpMapping] = OrderedDict()
         # source and destination address and port, 12 or 36 octets, as a frame has them -> where that goes
         self.routes: dict[bytes, Route] = {}
+        self.inbound: dict[bytes, UdpMapping] = {}  # clients of forwards, by the key of their only route
         self.unfinished: list[UdpMapping] = []  # those that hold a train until the end of the burst
         self.gro = LINUX and guest.link.capabilities.uso
 
@@ -118,7 +119,8 @@ class UdpTable:
         """`mapping` is in use, so it is not the longest idle one."""
         if now - mapping.active_at > REFRESH_SECONDS and mapping.is_open:
             mapping.active_at = now
-            self.mappings.move_to_end(mapping.key)
+            if mapping.key in self.mappings:
+                self.mappings.move_to_end(mapping.key)
 
     def flush(self) -> None:
         """End of a burst: every train leaves."""
@@ -258,6 +260,8 @@ class UdpTable:
     def close(self) -> None:
         for mapping in list(self.mappings.values()):
             self.remove(mapping)
+        for client in list(self.inbound.values()):
+            client.close()
 
 
 def _header(source: bytes, destination: bytes, length: int) -> bytearray:

@@ -94,11 +94,18 @@ class UdpMapping:
     )
 
     def __init__(
-        self, table: UdpTable, number: int, key: bytes, address: bytes, port: int, mac: bytes, made: socket.socket
+        self,
+        table: UdpTable,
+        number: int,
+        key: bytes,
+        address: bytes,
+        port: int,
+        mac: bytes,
+        made: socket.socket | None,
     ) -> None:
         self._table = table
         self.key = key
-        self._socket: socket.socket | None = made
+        self._socket = made
         self.number = number
         self.address = address
         self.port = port

@@ -622,7 +622,7 @@ class TestCalls:
             with theirs:
 
                 async def call():
-                    await w.guest.call_and_wait(ours, bytes([192, 168, 65, 3]), 80)
+                    await w.guest.calls.join(ours, bytes([192, 168, 65, 3]), 80)
 
                 w.nursery.start_soon(call)
                 syn = await w.scripted.frame(TCP)
@@ -639,7 +639,7 @@ class TestCalls:
         async with world() as w:
             ours, theirs = self.pair()
             with theirs:
-                w.nursery.start_soon(w.guest.call_and_wait, ours, bytes([192, 168, 65, 3]), 80)
+                w.nursery.start_soon(w.guest.calls.join, ours, bytes([192, 168, 65, 3]), 80)
                 syn = await w.scripted.frame(TCP)
                 w.scripted.ip(IP(src="192.168.65.3", dst=HOST) / ICMP(type=3, code=3) / bytes(syn[IP]))
                 await trio.sleep(0.05)
@@ -649,7 +649,7 @@ class TestCalls:
         async with world() as w:
             ours, theirs = self.pair()
             with theirs:
-                w.nursery.start_soon(w.guest.call_and_wait, ours, bytes([192, 168, 65, 3]), 80)
+                w.nursery.start_soon(w.guest.calls.join, ours, bytes([192, 168, 65, 3]), 80)
                 syn = await w.scripted.frame(TCP)
                 for kind, code in ((3, 0), (3, 1), (3, 4), (11, 0), (4, 0), (12, 0)):
                     w.scripted.ip(IP(src="192.168.65.3", dst=HOST) / ICMP(type=kind, code=code) / bytes(syn[IP]))
