@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -15,10 +15,12 @@ from vpnkit.control.paths import check_length, check_name, socket_path
 from vpnkit.control.token import TcpControl, parse_address, read_token
 from vpnkit.errors import ConfigError
 from vpnkit.net.plan import DEFAULT_PREFIX6, HOST_NAMES, IPV6_OFFERS, LEAST_MTU6, Plan
-from vpnkit.services.resolvconf import parse_server
+from vpnkit.services.dns_sources import parse_source, parse_zone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vpnkit.proto.dns_upstreams import Server
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
@@ -37,7 +39,10 @@ class NetSettings:
 
     offload: bool = True
     verify_checksums: bool = False
-    dns: tuple[tuple[str, int], ...] = ()  # servers to forward queries to; empty: the host's own
+    dns: tuple[Server | Path, ...] = ()  # servers to ask, or files that name some; empty: the host's own
+    dns_zones: Mapping[bytes, Sequence[Server]] = field(default_factory=dict)  # servers for names in domains
+    hosts: tuple[str, ...] = ()  # hosts files
+    dns_log: bool = False
     max_connections: int | None = None  # None: as many as the descriptor limit allows
     udp_filtering: str = "address"  # who may answer a guest's datagram; see NetworkOptions
     nat64: bool = False  # IPv4 hosts under 64:ff9b::/96
@@ -118,6 +123,13 @@ def parsed(parse: Callable[[str], object], *declarations: str, **attributes: Any
             return None if value is None else parse(value)
         except (ValueError, ConfigError) as error:
             raise click.BadParameter(f"{error}.", ctx, param) from None
+def hosts_file(text: str) -> str:
+    """The path of a file that is there."""
+    if not Path(text).is_file():
+        raise ValueError(f"{text!r} is not a file")
+    return text
+
+
 
     return click.option(*declarations, callback=convert, **attributes)
 
@@ -158,9 +170,17 @@ OPTIONS: Final = (
         help="The guests' IPv6 network, a /64; 'none' for no IPv6 at all.",
     ),
     parsed(
-        parse_server,
+        parse_source,
         "--dns",
-        metavar="SERVER[#PORT]",
+        metavar="SERVER[#PORT]|tls:SERVER[#NAME]|host|FILE",
+        multiple=True,
+        help="Who is asked about names: a server, one over TLS whose certificate has NAME, this host's own resolver, "
+        "or a file with nameserver, zone, timeout and order lines; may be repeated.  [default: /etc/resolv.conf's]",
+    ),
+    parsed(
+        parse_zone,
+        "--dns-zone",
+        metavar="ZONE=SERVER[,SERVER]",
         multiple=True,
         help="Forward queries to this server; may be repeated.  [default: those of /etc/resolv.conf]",
     ),
@@ -174,6 +194,14 @@ OPTIONS: Final = (
         metavar="NAME",
         multiple=True,
         help="One more name for --host-ip, besides host.internal; may be repeated.",
+    parsed(
+        hosts_file,
+        "--hosts",
+        metavar="FILE",
+        multiple=True,
+        help="Names with addresses, as in /etc/hosts; read again when it changes; may be repeated.",
+    ),
+    click.option("--dns-log", is_flag=True, help="Log each DNS query."),
     ),
     click.option("--no-host-loopback", is_flag=True, help="No address reaches this host's 127.0.0.1."),
     click.option(
@@ -284,6 +312,9 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
 
 
 def _tcp_control(place: tuple[str, int] | None, token_file: Path | None) -> TcpControl | None:
+        dns_zones=dict(options["dns_zone"]),
+        hosts=tuple(options["hosts"]),
+        dns_log=options["dns_log"],
     if place is None and token_file is None:
         return None
     if place is None or token_file is None:

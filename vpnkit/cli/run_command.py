@@ -58,6 +58,9 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
         return NetworkOptions(
             name=settings.name,
             dns=settings.dns,
+            dns_zones=settings.dns_zones,
+            hosts=settings.hosts,
+            dns_log=settings.dns_log,
             verify_checksums=settings.verify_checksums,
             max_connections=settings.max_connections,
             udp_filtering=settings.udp_filtering,

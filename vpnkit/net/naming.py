@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
+from vpnkit.errors import ConfigError
 from vpnkit.proto import dns64
 from vpnkit.proto.dns_names import LocalNames
 from vpnkit.services.dns_resolver import Resolver
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from vpnkit.net.network import NetworkOptions
     from vpnkit.net.plan import Plan
     from vpnkit.net.reachability import Reachability
+    from vpnkit.proto.dhcp import DhcpServer
+
+log = logging.getLogger(__name__)
 
 LINK_LOCAL: Final = b"\xfe\x80"  # fe80::/10, RFC 4291 section 2.4, as everybody makes them
 
@@ -64,15 +69,36 @@ class Naming:
         return [ip for ip in dict.fromkeys((client, *others)) if ip[:2] != LINK_LOCAL or len(ip) == 4]
 
 
-def resolver_for(plan: Plan, options: NetworkOptions, reachability: Reachability, lan: Lan | None = None) -> Resolver:
-    """What the guests of one network share when they resolve names."""
+def resolver_for(
+    plan: Plan,
+    options: NetworkOptions,
+    reachability: Reachability,
+    lan: Lan | None = None,
+    dhcp: DhcpServer | None = None,
+) -> Resolver:
+    """What the guests of one network share when they resolve names.  `dhcp` tells them what the file of --dns says
+    they should search, unless the plan says it."""
     naming = Naming(plan, options, reachability, lan)
     sources = Sources(options.dns, options.dns_zones, resolv_conf=options.resolv_conf)
+    searched: list[str] = []
+
+    def refresh() -> bool:
+        nonlocal searched
+        search = sources.search()
+        if dhcp is not None and not plan.search and search != searched:
+            searched = search
+            try:
+                dhcp.rename(plan.domain, tuple(search))
+            except ConfigError as error:
+                log.warning("the search list of --dns: %s", error)
+        return naming.refresh()
+
+    refresh()
     return Resolver(
         naming.names,
         sources.routes,
         options.rng,
-        refresh=naming.refresh,
+        refresh=refresh,
         hosts=Hosts(options.hosts),
         fallback=sources.resolv_conf.servers,
         nat64=dns64.PREFIX if options.nat64 else None,

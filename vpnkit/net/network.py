@@ -90,12 +90,13 @@ class Network:
         self._numbers = 0
         self._nursery: trio.Nursery | None = None
         self.started = 0.0
-        self.dhcp = DhcpServer(dhcp_config(plan))
+        self.dhcp = DhcpServer(dhcp_config(plan, options.leasing))
+        reserve(self.dhcp, plan, options.leasing.static)
         self._dhcp_service = DhcpService(self.dhcp)
         self._budget = Budget()
         self.ipv6 = Reachability(plan, options.host, options.ipv6)
         self.lan = Lan(plan, self.dhcp, isolate=options.isolate)
-        self.dns = resolver_for(plan, options, self.ipv6, self.lan)
+        self.dns = resolver_for(plan, options, self.ipv6, self.lan, self.dhcp)
         self.names = self.dns.names
         self.zones = self.dns.zones  # of the operator, which may change at run time
         self.dhcpv6 = dhcpv6_server(plan, self.lan)

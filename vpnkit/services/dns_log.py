@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vpnkit.wire.dns import Query
 
 log = logging.getLogger("vpnkit.dns.queries")
+log.setLevel(logging.INFO)  # whoever asked for it wants to see it, whatever else is logged
 
 TYPES: Final = {
     1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV", 35: "NAPTR",

@@ -16,6 +16,7 @@ from vpnkit.cli.options import NetSettings, network_options, plan_from, settings
 from vpnkit.errors import ConfigError
 from vpnkit.net.network import NetworkOptions
 from vpnkit.net.plan import HOST_NAMES, Plan
+from vpnkit.proto.dns_upstreams import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +69,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
     assert settings == NetSettings(
         offload=False,
         verify_checksums=True,
-        dns=(("1.1.1.1", 53), ("2001:db8::1", 5353)),
+        dns=(Server("1.1.1.1"), Server("2001:db8::1", 5353)),
         max_connections=99,
         udp_filtering="endpoint",
         name="dev",
@@ -182,7 +183,7 @@ def test_forwards_and_behaviour_reach_the_network(recorder: Recorder) -> None:
     assert result.exception is None
     assert recorder.forwards == ["8080:80", "9000:9000", "9001:9001", "[::1]:53:53"]
     assert recorder.offload is False
-    assert (recorder.options.name, list(recorder.options.dns)) == ("a", [("1.1.1.1", 54)])
+    assert (recorder.options.name, list(recorder.options.dns)) == ("a", [Server("1.1.1.1", 54)])
     assert recorder.options.ipv6 == "on"
 
 

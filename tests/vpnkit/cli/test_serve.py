@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from tests.tapdev.guests import environment
 from vpnkit.cli import main, vpnkit
+from vpnkit.proto.dns_upstreams import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +55,7 @@ def test_every_option_arrives(recorder: Recorder) -> None:
     assert [str(link) for link in recorder.links] == ["qemu:/a", "vmnet:/b"]
     assert recorder.forwards == ["8080:80", "9000:9000", "9001:9001"]
     assert (recorder.settings.isolate, recorder.settings.name) == (True, "vm")
-    assert recorder.settings.dns == (("1.1.1.1", 53),)
+    assert recorder.settings.dns == (Server("1.1.1.1"),)
     assert recorder.plan.mtu == 9000
     assert recorder.more == {"mtu": 9000, "ready_fd": None}
 
