@@ -113,6 +113,13 @@ def domain_name(text: str) -> str:
     return name
 
 
+def hosts_file(text: str) -> str:
+    """The path of a file that is there."""
+    if not Path(text).is_file():
+        raise ValueError(f"{text!r} is not a file")
+    return text
+
+
 def parsed(parse: Callable[[str], object], *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
     """A click option whose text, or each of whose texts, goes through `parse`."""
 
@@ -123,13 +130,6 @@ def parsed(parse: Callable[[str], object], *declarations: str, **attributes: Any
             return None if value is None else parse(value)
         except (ValueError, ConfigError) as error:
             raise click.BadParameter(f"{error}.", ctx, param) from None
-def hosts_file(text: str) -> str:
-    """The path of a file that is there."""
-    if not Path(text).is_file():
-        raise ValueError(f"{text!r} is not a file")
-    return text
-
-
 
     return click.option(*declarations, callback=convert, **attributes)
 
@@ -184,6 +184,14 @@ OPTIONS: Final = (
         multiple=True,
         help="Forward queries to this server; may be repeated.  [default: those of /etc/resolv.conf]",
     ),
+    parsed(
+        hosts_file,
+        "--hosts",
+        metavar="FILE",
+        multiple=True,
+        help="Names with addresses, as in /etc/hosts; read again when it changes; may be repeated.",
+    ),
+    click.option("--dns-log", is_flag=True, help="Log each DNS query."),
     parsed(domain_name, "--domain", metavar="NAME", help="The guest's own domain."),
     parsed(
         domain_name, "--search", metavar="NAME", multiple=True, help="A domain the guest searches; may be repeated."
@@ -194,14 +202,6 @@ OPTIONS: Final = (
         metavar="NAME",
         multiple=True,
         help="One more name for --host-ip, besides host.internal; may be repeated.",
-    parsed(
-        hosts_file,
-        "--hosts",
-        metavar="FILE",
-        multiple=True,
-        help="Names with addresses, as in /etc/hosts; read again when it changes; may be repeated.",
-    ),
-    click.option("--dns-log", is_flag=True, help="Log each DNS query."),
     ),
     click.option("--no-host-loopback", is_flag=True, help="No address reaches this host's 127.0.0.1."),
     click.option(
@@ -294,6 +294,9 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         offload=not options["no_offload"],
         verify_checksums=options["verify_checksums"],
         dns=tuple(options["dns"]),
+        dns_zones=dict(options["dns_zone"]),
+        hosts=tuple(options["hosts"]),
+        dns_log=options["dns_log"],
         max_connections=options["max_connections"],
         udp_filtering=options["udp_filtering"],
         nat64=options["nat64"],
@@ -312,9 +315,6 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
 
 
 def _tcp_control(place: tuple[str, int] | None, token_file: Path | None) -> TcpControl | None:
-        dns_zones=dict(options["dns_zone"]),
-        hosts=tuple(options["hosts"]),
-        dns_log=options["dns_log"],
     if place is None and token_file is None:
         return None
     if place is None or token_file is None:
