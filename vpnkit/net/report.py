@@ -84,10 +84,24 @@ class LeaseReport(Struct, frozen=True, kw_only=True):
 class ForwardReport(Struct, frozen=True, kw_only=True):
     """One listening address of one forward: a forward that listens on 127.0.0.1 and ::1 is two of these."""
 
-    protocol: Literal["tcp", "udp"]
-    host_address: str
-    host_port: int
+    protocol: Literal["tcp", "udp", "unix"]  # unix: the host's end is a unix socket
+    host_address: str  # empty for a unix socket
+    host_port: int  # 0 for a unix socket
     guest_address: str | None  # None: the first guest, whatever its address
-    guest_port: int
-    connections: int  # open now
+    guest_port: int  # of his network or of his vsock; 0 for a unix socket
+    connections: int  # open now, on all addresses of the forward; of UDP the clients that are known
     spec: str  # what `unexpose` takes
+    host_path: str | None = None  # of a unix socket
+    guest_path: str | None = None  # of a unix socket in the guest
+    guest_cid: int | None = None  # of a vsock
+    accepted: int = 0  # so far
+    failures: int = 0  # that could not be delivered; of UDP datagrams
+    refused: int = 0  # because there were too many
+
+
+class NameReport(Struct, frozen=True, kw_only=True):
+    """One name that the network has by itself."""
+
+    name: str
+    of: Literal["gateway", "host", "asker"]  # asker: each guest is told his own addresses
+    addresses: list[str]

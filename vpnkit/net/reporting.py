@@ -54,7 +54,7 @@ class NetworkReporter:
             counters.update(guest.station.lost())
             totals.update(traffic(guest.link))
             flows["tcp"] += len(guest.tcp.flows)
-            flows["udp"] += len(guest.udp.mappings)
+            flows["udp"] += len(guest.udp.mappings) + len(guest.udp.inbound)
             flows["icmp"] += len(guest.icmp.sessions)
         return StatusReport(
             name=network.options.name,
@@ -88,6 +88,7 @@ class NetworkReporter:
         for guest in self._network.guests:
             found += [_tcp(flow, now) for flow in guest.tcp.flows.values()]
             found += [_udp(mapping, now) for mapping in guest.udp.mappings.values()]
+            found += [_udp(client, now, inbound=True) for client in guest.udp.inbound.values()]
             found += [_icmp(session, now) for session in guest.icmp.sessions.values()]
         return found
 
@@ -113,17 +114,24 @@ class NetworkReporter:
 
 def forward_reports(forward: Forward) -> list[ForwardReport]:
     """What is said of `forward`, one record for each address that it listens on."""
+    spec = forward.spec
     return [
         ForwardReport(
-            protocol=forward.spec.protocol,
+            protocol=spec.protocol if spec.host_path is None else "unix",
             host_address=address,
             host_port=port,
-            guest_address=forward.spec.guest_address or None,
-            guest_port=forward.spec.guest_port,
+            guest_address=spec.guest_address,
+            guest_port=spec.guest_port,
             connections=forward.connections,
-            spec=str(forward.spec),
+            spec=str(spec),
+            host_path=spec.host_path,
+            guest_path=spec.guest_path,
+            guest_cid=spec.guest_cid,
+            accepted=forward.accepted,
+            failures=forward.failures,
+            refused=forward.refused,
         )
-        for address, port in forward.addresses
+        for address, port in forward.addresses or [("", 0)]
     ]
 
 
@@ -163,11 +171,11 @@ def _tcp(flow: TcpFlow, now: float) -> FlowReport:
     )
 
 
-def _udp(mapping: UdpMapping, now: float) -> FlowReport:
+def _udp(mapping: UdpMapping, now: float, *, inbound: bool = False) -> FlowReport:
     return FlowReport(
         id=mapping.number,
         protocol="udp",
-        direction="out",
+        direction="in" if inbound else "out",
         guest=_place(mapping.address, mapping.port),
         remote=mapping.addressed,
         host=mapping.remote,

@@ -75,16 +75,8 @@ class WaysIn:
         client = client_of(stream.socket)
         first = header_of(options.proxy, stream.socket) if options.proxy else b""
         host = socket.socket(fileno=stream.socket.detach())
-        self._looking += 1
-        try:
-            host.setblocking(False)
-            destination = self._destination(spec, client)
-            guest = self._guest_of(destination, await self._lan.resolve(destination))
-        except BaseException:
-            host_sockets.reset(host)  # not an end: nobody was there
-            raise
-        finally:
-            self._looking -= 1
+        destination = self._destination(spec, client)
+        guest = await self._found(host, destination)
         await guest.calls.join(
             host,
             destination,
@@ -95,20 +87,24 @@ class WaysIn:
             name=f"unix:{spec.host_path}" if client is None else "",
         )
 
-    async def tunnel(self, stream: trio.SocketStream, first: bytes, destination: bytes, port: int) -> None:
-        """Take a connection of the operator's, of which `first` was read already, to `port` of the guest that has
-        `destination`, and return when it is over.  Raises OSError."""
+    async def tunnel(self, stream: trio.SocketStream, received: bytes, destination: bytes, port: int) -> None:
+        """Take a connection, of which `received` was read, to `port` at the guest's `destination`, and return when it
+        is over.  Takes over the stream.  Raises OSError."""
         host = socket.socket(fileno=stream.socket.detach())
+        guest = await self._found(host, destination)
+        await guest.calls.join(host, destination, port, first=received, name="tunnel")
+
+    async def _found(self, host: socket.socket, destination: bytes) -> Guest:
+        """The guest that `host` is to be joined with; it is reset, and OSError raised, when there is none."""
         self._looking += 1
         try:
             host.setblocking(False)
-            guest = self._guest_of(destination, await self._lan.resolve(destination))
+            return self._guest_of(destination, await self._lan.resolve(destination))
         except BaseException:
-            host.close()
+            host_sockets.reset(host)  # not an end: nobody was there
             raise
         finally:
             self._looking -= 1
-        await guest.calls.join(host, destination, port, first=first, name="tunnel")
 
     # Datagrams (portfwd.datagrams.Datagrams)
 

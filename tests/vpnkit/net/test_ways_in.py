@@ -313,6 +313,30 @@ class TestStreams:
                 assert await client.receive_some() == b"here"
 
 
+class TestTunnel:
+    async def test_what_was_read_goes_first(self) -> None:
+        async with ways() as w:
+            near, far = socket.socketpair()
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
+            far.setblocking(False)
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(far)) as client:
+                w.nursery.start_soon(w.ways_in.tunnel, stream, b"read ", octets(GUEST), 22)
+                there = await w.answer()
+                await client.send_all(b"and sent")
+                await client.send_eof()
+                assert await there.finished() == b"read and sent"
+                there.finish()
+                assert await read_all(client) == b""
+
+    async def test_nobody_is_there(self) -> None:
+        async with ways() as w:
+            near, far = socket.socketpair()
+            with far:
+                stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
+                with pytest.raises(OSError, match=r"no guest has 192\.168\.65\.9"):
+                    await w.ways_in.tunnel(stream, b"", octets("192.168.65.9"), 22)
+
+
 class TestOwnAddress:
     """source=client.  The client of these tests is a pair of numbers, as this host has only its loopback."""
 
