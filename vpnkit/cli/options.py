@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from vpnkit.cli.lease_options import LEASE_OPTIONS, leases_from
 from vpnkit.cli.logs import LEVELS
 from vpnkit.control.paths import check_length, check_name, socket_path
 from vpnkit.control.token import TcpControl, parse_address, read_token
 from vpnkit.errors import ConfigError
+from vpnkit.net.lease_options import LeaseOptions
 from vpnkit.net.plan import DEFAULT_PREFIX6, HOST_NAMES, IPV6_OFFERS, LEAST_MTU6, Plan
 from vpnkit.services.dns_sources import parse_source, parse_zone
 
@@ -48,6 +50,7 @@ class NetSettings:
     nat64: bool = False  # IPv4 hosts under 64:ff9b::/96
     isolate: bool = False  # guests may not speak to each other
     ipv6: str = "auto"  # what is offered of it; a key of IPV6_OFFERS
+    leasing: LeaseOptions = field(default_factory=LeaseOptions)
     name: str = "default"
     control: Path | None = None  # None: where `name` puts it
     control_tcp: TcpControl | None = None  # the control API over TCP as well
@@ -222,6 +225,7 @@ OPTIONS: Final = (
         is_flag=True,
         help="Let guests reach IPv4 hosts by IPv6, under 64:ff9b::/96, and give names such addresses (DNS64).",
     ),
+    *LEASE_OPTIONS,
     click.option("--isolate", is_flag=True, help="Guests may not speak to each other."),
     click.option("--name", metavar="NAME", default="default", show_default=True, help="The name of this instance."),
     click.option(
@@ -301,6 +305,7 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         udp_filtering=options["udp_filtering"],
         nat64=options["nat64"],
         isolate=options["isolate"],
+        leasing=leases_from(options),
         ipv6=options["ipv6"],
         name=check_name(options["name"]),
         control=options["control"],

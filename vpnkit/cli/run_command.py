@@ -64,6 +64,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
             verify_checksums=settings.verify_checksums,
             max_connections=settings.max_connections,
             udp_filtering=settings.udp_filtering,
+            leasing=settings.leasing,
             ipv6=settings.ipv6,
             nat64=settings.nat64,
         )

@@ -90,6 +90,7 @@ def serve(
         verify_checksums=settings.verify_checksums,
         max_connections=settings.max_connections,
         udp_filtering=settings.udp_filtering,
+        leasing=settings.leasing,
         ipv6=settings.ipv6,
         nat64=settings.nat64,
         isolate=settings.isolate,

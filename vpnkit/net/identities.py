@@ -1,4 +1,4 @@
-"""Which MAC and IP address a VMN3T client has: by its UUID, for as long as we live.
+"""Which MAC and IP address a VMN3T client has: by its UUID, for as long as we live, or longer with a state file.
 
 The rules and the texts are the original VPNKit's: a UUID keeps its addresses, a new one gets the next MAC address and
 the first free IP address, or the one that it asks for.
@@ -14,7 +14,7 @@ from tapdev.vmnet import Refused, Registration
 from vpnkit.net.plan import guest_mac
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vpnkit.proto.dhcp import DhcpServer
 
@@ -30,6 +30,20 @@ class Identities:
         self._is_connected = is_connected
         self._known: dict[uuids.UUID, Registration] = {}
         self._numbers = 0
+        self.on_changed: Callable[[], None] = lambda: None  # `remembered` is another than before
+
+    def remembered(self) -> tuple[dict[uuids.UUID, Registration], int]:
+        """Who was seen, and how many MAC addresses were given so far."""
+        return dict(self._known), self._numbers
+
+    def restore(self, known: Mapping[uuids.UUID, Registration], numbers: int) -> None:
+        """Remember who was seen by another run; those whose address is not of this network are strangers."""
+        self._numbers = max(self._numbers, numbers)
+        for uuid, registration in known.items():
+            free = self._dhcp.in_pool(registration.ip) and self._dhcp.may_use(registration.ip, registration.mac)
+            if free and len(self._known) < MAX_IDENTITIES:
+                self._dhcp.reserve(registration.mac, registration.ip)
+                self._known[uuid] = registration
 
     def register(self, uuid: uuids.UUID | None, wanted: bytes | None, now: float) -> Registration:
         """The addresses of `uuid`, known or new; None is a client without one, new every time.
@@ -58,6 +72,7 @@ class Identities:
         made = Registration(mac, ip)
         self._dhcp.reserve(mac, ip)
         self._known[uuid or uuids.UUID(bytes=b"NUL " + bytes(6) + mac)] = made
+        self.on_changed()
         return made
 
     def _forget_one(self) -> None:

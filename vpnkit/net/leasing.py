@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vpnkit.errors import ConfigError
+from vpnkit.net.lease_options import LeaseOptions
 from vpnkit.proto.dhcp_options import DhcpConfig
 from vpnkit.proto.dhcpv6 import Dhcpv6Config, Dhcpv6Server
+from vpnkit.services.dhcp_json import DhcpJson
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     from vpnkit.net.lan import Lan
+    from vpnkit.net.lease_options import StaticLease
     from vpnkit.net.plan import Plan
+    from vpnkit.proto.dhcp import DhcpServer
+    from vpnkit.services.dhcp import DhcpService
+    from vpnkit.services.dhcp_json import DhcpSettings
+    from vpnkit.services.dhcpv6 import Dhcpv6Service
 
 
-def dhcp_config(plan: Plan) -> DhcpConfig:
+def dhcp_config(plan: Plan, options: LeaseOptions | None = None) -> DhcpConfig:
     """What DHCP for IPv4 tells."""
+    options = options or LeaseOptions()
     first, last = plan.pool()
     gateway = plan.gateway_ip.packed
     excluded = frozenset({gateway, plan.host.packed} if plan.host else {gateway})
@@ -29,7 +41,20 @@ def dhcp_config(plan: Plan) -> DhcpConfig:
         mtu=plan.mtu,
         domain=plan.domain,
         search=plan.search,
+        next_server=None if options.next_server is None else options.next_server.packed,
+        boot_file=options.boot_file,
     )
+
+
+def reserve(server: DhcpServer, plan: Plan, static: Iterable[StaticLease]) -> None:
+    """Keep the operator's addresses for their owners.  Raises ConfigError for one that no guest can have."""
+    edges = (plan.subnet.network_address, plan.subnet.broadcast_address)
+    for lease in static:
+        if lease.ip not in plan.subnet or lease.ip in edges:
+            raise ConfigError(f"--lease: {lease.ip} is not a host address of subnet {plan.subnet}")
+        if lease.ip in (plan.gateway, plan.host) or lease.mac == plan.server_mac:
+            raise ConfigError(f"--lease {lease.mac.hex(':')}={lease.ip} is the gateway's or the host alias's")
+        server.reserve(lease.mac, lease.ip.packed, lease.name)
 
 
 def dhcpv6_server(plan: Plan, lan: Lan) -> Dhcpv6Server | None:
@@ -58,3 +83,26 @@ def dhcpv6_server(plan: Plan, lan: Lan) -> Dhcpv6Server | None:
     server.on_released = released
     lan.remembered = server.addresses_of
     return server
+
+
+def follow(path: Path, plan: Plan, dhcp: DhcpService, dhcpv6: Dhcpv6Service | None) -> None:
+    """Keep both up to date with dhcp.json at `path`; what the command line says is stronger.  Raises ConfigError."""
+    file = DhcpJson(path)
+    told: DhcpSettings | None = None
+
+    def look() -> None:
+        nonlocal told
+        settings = file.settings()
+        if settings is told:
+            return
+        told = settings
+        domain = plan.domain or settings.domain_name
+        search = plan.search or settings.search_domains
+        dhcp.server.rename(domain, search)
+        if dhcpv6 is not None:
+            dhcpv6.server.rename(search or ((domain,) if domain else ()))
+
+    look()
+    dhcp.on_datagram = look
+    if dhcpv6 is not None:
+        dhcpv6.on_datagram = look

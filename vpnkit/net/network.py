@@ -24,7 +24,9 @@ from vpnkit.flow.poller import Poller
 from vpnkit.net.guest import Guest
 from vpnkit.net.identities import Identities
 from vpnkit.net.lan import Lan
-from vpnkit.net.leasing import dhcp_config, dhcpv6_server
+from vpnkit.net.lease_options import LeaseOptions
+from vpnkit.net.leasing import dhcp_config, dhcpv6_server, follow, reserve
+from vpnkit.net.memory import Memory
 from vpnkit.net.naming import resolver_for
 from vpnkit.net.reachability import Reachability
 from vpnkit.net.reporting import traffic
@@ -33,6 +35,7 @@ from vpnkit.proto.tcp.budget import Budget
 from vpnkit.services.dhcp import DhcpService
 from vpnkit.services.dhcpv6 import Dhcpv6Service
 from vpnkit.services.dns import DnsService
+from vpnkit.services.state_file import StateFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -70,6 +73,7 @@ class NetworkOptions:
     # RFC 4787 REQ-8, who may send to a mapping: "address", hosts that the guest spoke to, or "endpoint", anybody
     udp_filtering: str = "address"
     isolate: bool = False  # guests may not speak to each other
+    leasing: LeaseOptions = field(default_factory=LeaseOptions)
     ipv6: str = "auto"  # what is offered of it, as far as the plan has any: a key of IPV6_OFFERS
     nat64: bool = False  # IPv4 hosts are reached by IPv6 too, under 64:ff9b::/96 (RFC 6146, RFC 6147)
     connect_mtu: int = 1500  # octets, of guests that come by the control socket's /connect
@@ -102,6 +106,11 @@ class Network:
         self.dhcpv6 = dhcpv6_server(plan, self.lan)
         self._dhcpv6_service = Dhcpv6Service(self.dhcpv6, lambda: self.ipv6.offered) if self.dhcpv6 else None
         self._identities = Identities(self.dhcp, lambda mac: any(guest.station.mac == mac for guest in self.guests))
+        if options.leasing.dhcp_json is not None:
+            follow(options.leasing.dhcp_json, plan, self._dhcp_service, self._dhcpv6_service)
+        self._memory = None
+        if options.leasing.state is not None:
+            self._memory = Memory(StateFile(options.leasing.state), self.dhcp, self._identities)
         self.forwards = ForwardTable(self._deliver)
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = max((options.max_connections or soft) - RESERVED_DESCRIPTORS, 1)
@@ -115,6 +124,8 @@ class Network:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self.started = trio.current_time()
+            if self._memory is not None:
+                await nursery.start(self._memory.run)
             await nursery.start(self.dns.run)
             task_status.started()
             await self.ipv6.watch()

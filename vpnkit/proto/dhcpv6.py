@@ -14,7 +14,7 @@ no authentication.  The last two are obsolete in practice, and the others mean n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2s
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -86,15 +86,7 @@ class Dhcpv6Server:
             raise ConfigError(f"lease time {config.lease} is out of range: 1 to {INFINITE} seconds")
         self.config = config
         self.duid = dhcpv6.DUID_LL + config.server_mac
-        self._told: list[tuple[int, bytes]] = []
-        if config.dns:
-            self._told.append((dhcpv6.DNS_SERVERS, b"".join(config.dns)))
-        try:
-            search = encode_domains(config.search)
-        except ValueError as error:
-            raise ConfigError(f"domain or search list: {error}") from None
-        if search:
-            self._told.append((dhcpv6.DOMAIN_LIST, search))
+        self._told = _told(config)
         self._bindings: dict[Key, _Binding] = {}
         self._by_ip: dict[bytes, _Binding] = {}
         self._declined: dict[bytes, float] = {}  # address to the end of its mark, oldest first
@@ -105,6 +97,12 @@ class Dhcpv6Server:
         self.is_taken: Callable[[bytes, bytes], bool] = lambda ip, mac: False
         self.is_used: Callable[[bytes], bool] = lambda ip: False  # by a guest that is here
         self.on_released: Callable[[bytes], None] = lambda ip: None
+
+    def rename(self, search: tuple[str, ...]) -> None:
+        """Tell another search list from now on.  Raises ConfigError, and tells the old one."""
+        config = replace(self.config, search=search)
+        self._told = _told(config)
+        self.config = config
 
     def addresses_of(self, mac: bytes) -> list[bytes]:
         """The addresses that `mac` was given and did not give back, their time over or not."""
@@ -331,6 +329,16 @@ class Dhcpv6Server:
                 break
             reply.options.append((code, value))
         return reply
+
+
+def _told(config: Dhcpv6Config) -> list[tuple[int, bytes]]:
+    """The options that are the same for everybody.  Raises ConfigError."""
+    try:
+        search = encode_domains(config.search)
+    except ValueError as error:
+        raise ConfigError(f"domain or search list: {error}") from None
+    told = [(dhcpv6.DNS_SERVERS, b"".join(config.dns)), (dhcpv6.DOMAIN_LIST, search)]
+    return [(code, value) for code, value in told if value]
 
 
 def _refused(asked: Association, code: int, text: str) -> tuple[int, bytes]:

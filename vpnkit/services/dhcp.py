@@ -42,6 +42,7 @@ class DhcpService:
         self.received = 0
         self.answered = 0
         self.dropped: Counter[str] = Counter()
+        self.on_datagram: Callable[[], None] = lambda: None  # before an answer: what is told may have changed
 
     def datagram(
         self,
@@ -59,6 +60,7 @@ class DhcpService:
         `mtu`, in octets, is that of the client's link; None tells everybody the configured one.
         """
         self.received += 1
+        self.on_datagram()
         try:
             message = dhcp.decode(payload)
         except WireError:

@@ -34,12 +34,14 @@ class Dhcpv6Service:
         self.received = 0
         self.answered = 0
         self.dropped: Counter[str] = Counter()
+        self.on_datagram: Callable[[], None] = lambda: None  # before an answer: what is told may have changed
 
     def datagram(
         self, payload: bytes | memoryview, source_mac: bytes, now: float, *, multicast: bool
     ) -> Dhcpv6Answer | None:
         """Answer a datagram to port 547, or count why not."""
         self.received += 1
+        self.on_datagram()
         reason = "not offered"
         if self._is_offered():
             try:
