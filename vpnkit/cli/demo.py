@@ -109,8 +109,9 @@ def _fail(text: str) -> int:
 def _serve(guest: NamespaceGuest, plan: Plan) -> int:
     import trio
 
+    from pcap.capture import Capture
     from pcap.predicates import tcp, udp
-    from pcap.ring import Capture, Rule
+    from pcap.ring import Rule
     from pcap.show import show
     from tapdev.tap import TapLink
     from tapdev.wrappers import Tee
