@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import plot, processes, report, world
 from .contenders import Contender, Loopback, Pasta, Slirp4netns, Vpnkit
+from .ipv6 import VpnkitIpv6
 from .machine import describe
 from .measure import measure
 from .more_rows import all_rows
@@ -20,7 +21,7 @@ from .stream_contenders import PasstStream, VpnkitStream
 
 NAME = "benchmarks"
 CONTENDERS: dict[str, type[Contender]] = {
-    one.name: one for one in (Loopback, Slirp4netns, Pasta, Vpnkit, PasstStream, VpnkitStream)
+    one.name: one for one in (Loopback, Slirp4netns, Pasta, Vpnkit, PasstStream, VpnkitStream, VpnkitIpv6)
 }
 
 

@@ -27,6 +27,19 @@ class Bar:
     us: str = US
 
 
+IPV6_ROWS = {
+    "bulk-up-1500-offload-1": "bulk, guest to host, MTU 1500",
+    "bulk-down-1500-offload-1": "bulk, host to guest, MTU 1500",
+    "bulk-up-65520-offload-1": "bulk, guest to host, MTU 65520",
+    "bulk-down-65520-offload-1": "bulk, host to guest, MTU 65520",
+    "bulk-up-1500-plain-1": "bulk, guest to host, MTU 1500, no offload",
+    "bulk-down-1500-plain-1": "bulk, host to guest, MTU 1500, no offload",
+    "http-keep-1": "keep-alive requests, 1 connection",
+    "http-keep-64": "keep-alive requests, 64 connections",
+    "http-new-16": "a new connection per request, 16 at once",
+}
+
+
 @dataclass(frozen=True)
 class Verdict:
     bar: Bar
@@ -71,6 +84,7 @@ BARS = [
     Bar("idle flows: memory of each", "flows", "each", 16, at_most=True, unit="KiB"),
     Bar("idle flows: alive", "flows", "alive", 100, unit="%"),
     Bar("idle flows: one more", "flows", "one_more", 50, at_most=True, unit="ms"),
+    *(Bar(f"IPv6: {work}", f"{row}-ipv6", "rate", 0.95, US, us="vpnkit-ipv6") for row, work in IPV6_ROWS.items()),
 ]
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import processes, servers
+from . import ipv6, processes, servers
 from .processes import BenchmarkError, run, spawn, stop
 from .results import Metric
 from .rows import TRANSLATORS, Bench, Bulk, Datagrams, Queries, Requests, Row, StreamBulk
@@ -183,4 +183,5 @@ def all_rows(flows: int) -> list[Row]:
         Bulk(65520, False, 1, False),
         Bulk(65520, False, 8, True),
         Bulk(65520, False, 8, False),
+        *ipv6.rows(),
     ]

@@ -71,7 +71,7 @@ def costed(guest: Running, work: Callable[[], dict[str, float]], amount: str, sc
 def iperf(guest: Running, seconds: int, *options: str) -> dict[str, Any]:
     """One iperf3 test from the guest to a server on the host's loopback; what it found at the end."""
     argv = ["iperf3", "-c", guest.host_address, "-p", str(servers.IPERF_PORT), "-J", "-i", "0", "-t", str(seconds)]
-    with servers.iperf():
+    with servers.iperf(guest.host_address):
         out = run(guest.guest([*argv, *options]), seconds + GRACE, check=False)
     try:
         found = json.loads(out)
@@ -155,7 +155,8 @@ class Requests(Row):
 
     def sample(self, bench: Bench, guest: Running) -> dict[str, float]:
         def work() -> dict[str, float]:
-            url = f"http://{guest.host_address}:{servers.HTTP_PORT}/"
+            address = f"[{guest.host_address}]" if ":" in guest.host_address else guest.host_address
+            url = f"http://{address}:{servers.HTTP_PORT}/"
             argv = ["wrk", "-t1", f"-c{self._connections}", f"-d{bench.seconds}s", *self._header, url]
             return wrk_report(run(guest.guest(argv), bench.seconds + GRACE))
 

@@ -47,6 +47,7 @@ http {{
     scgi_temp_path {scratch}/scgi;
     server {{
         listen 127.0.0.1:{port} backlog=4096;
+        listen [::1]:{port} backlog=4096;
         location / {{ return 200 "a small body of sixty-four bytes, which is all that is asked for.\\n"; }}
     }}
 }}
@@ -63,9 +64,9 @@ def nginx(scratch: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def iperf() -> Iterator[None]:
-    """One iperf3 server for one test."""
-    server = spawn(["iperf3", "-s", "-1", "-B", "127.0.0.1", "-p", str(IPERF_PORT)])
+def iperf(called: str) -> Iterator[None]:
+    """One iperf3 server for one test, on the loopback of the family of the address that the guest calls."""
+    server = spawn(["iperf3", "-s", "-1", "-B", "::1" if ":" in called else "127.0.0.1", "-p", str(IPERF_PORT)])
     with _until_done(server, IPERF_PORT):
         yield
 
