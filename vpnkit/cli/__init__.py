@@ -28,6 +28,9 @@ COMMANDS: Final = {
     "status": ("vpnkit.cli.status:status", "A running instance at a glance."),
     "guests": ("vpnkit.cli.guests:guests", "The guests of a running instance."),
     "flows": ("vpnkit.cli.flows:flows", "The connections of a running instance."),
+    "ports": ("vpnkit.cli.ports:ports", "The forwards of a running instance."),
+    "expose": ("vpnkit.cli.ports:expose", "Forward ports of this host to a guest."),
+    "unexpose": ("vpnkit.cli.ports:unexpose", "Stop forwarding them."),
     "leases": ("vpnkit.cli.leases:leases", "The addresses that a running instance gave out."),
     "doctor": ("vpnkit.cli.doctor:doctor", "What this machine allows, and how to mend what it does not."),
 }

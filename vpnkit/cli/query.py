@@ -1,4 +1,4 @@
-"""Asking a running instance on behalf of `status`, `guests`, `flows` and `leases`."""
+"""Asking a running instance on behalf of `status`, `guests`, `flows`, `leases` and `ports`, and changing one."""
 
 from __future__ import annotations
 
@@ -51,10 +51,25 @@ def fetch(target: str, name: str, control: Path | None) -> bytes:
     try:
         return get(path, target)
     except NotRunning as error:
-        running = ", ".join(instances())
-        missing = f"nobody listens on {path}" if control else f"no instance {name!r} is running ({path})"
-        rest = f"running: {running}" if running else "none is; `vpnkit run CMD` starts one"
-        raise ControlError(f"{missing}; {rest}") from error
+        raise _absent(path, name, control) from error
+
+
+def change(method: str, target: str, value: object, kind: type[Report], options: Mapping[str, Any]) -> Report:
+    """What the instance answers when it was told to change something.  Raises as `fetch` does."""
+    from vpnkit.control.client import NotRunning, request
+
+    path = options["control"] or socket_path(options["name"])
+    try:
+        return _decoded(request(path, method, target, value), kind)
+    except NotRunning as error:
+        raise _absent(path, options["name"], options["control"]) from error
+
+
+def _absent(path: Path, name: str, control: Path | None) -> ControlError:
+    running = ", ".join(instances())
+    missing = f"nobody listens on {path}" if control else f"no instance {name!r} is running ({path})"
+    rest = f"running: {running}" if running else "none is; `vpnkit run CMD` starts one"
+    return ControlError(f"{missing}; {rest}")
 
 
 def _decoded(body: bytes, kind: type[Report]) -> Report:

@@ -33,6 +33,12 @@ class _FailureBody(msgspec.Struct):
 
 def get(path: Path, target: str) -> bytes:
     """The body at `target`, as it was sent.  Raises NotRunning, or ControlError with what the instance said."""
+    return request(path, "GET", target)
+
+
+def request(path: Path, method: str, target: str, value: object = None) -> bytes:
+    """The body that answers `method` of `target`, which is sent `value` as JSON unless that is None.  Raises as `get`
+    does."""
     try:
         connection = connected(path, TIMEOUT)
     except OSError as error:
@@ -41,20 +47,25 @@ def get(path: Path, target: str) -> bytes:
         raise ControlError(f"cannot connect to control socket {path}: {error.strerror or error}") from error
     with connection:
         try:
-            status, body = _exchange(connection, target)
+            status, body = _exchange(connection, method, target, value)
         except TimeoutError as error:
             raise ControlError(f"the instance at {path} does not answer") from error
         except (OSError, h11.RemoteProtocolError) as error:
             raise ControlError(f"the instance at {path} broke off: {error}") from error
-    if status != 200:
+    if status not in (200, 201):
         raise ControlError(f"the instance at {path} says: {_message(status, body)}")
     return body
 
 
-def _exchange(connection: socket.socket, target: str) -> tuple[int, bytes]:
+def _exchange(connection: socket.socket, method: str, target: str, value: object) -> tuple[int, bytes]:
     client = h11.Connection(h11.CLIENT)
     headers = [("Host", "vpnkit"), ("Accept", "application/json"), ("Connection", "close")]
-    wire = client.send(h11.Request(method="GET", target=target, headers=headers)) or b""
+    sent = b""
+    if value is not None:
+        sent = msgspec.json.encode(value)
+        headers += [("Content-Type", "application/json"), ("Content-Length", str(len(sent)))]
+    wire = client.send(h11.Request(method=method, target=target, headers=headers)) or b""
+    wire += client.send(h11.Data(sent)) or b"" if sent else b""
     wire += client.send(h11.EndOfMessage()) or b""
     try:
         connection.sendall(wire)

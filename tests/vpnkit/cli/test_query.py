@@ -1,4 +1,4 @@
-"""`status`, `guests`, `flows` and `leases` against a control socket."""
+"""`status`, `guests`, `flows`, `leases` and `ports` against a control socket."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ EXPECTED = {
         "  RTT      RETRANS",
         "7   tcp    out  192.168.65.3:51000  192.0.2.80:443  192.0.2.80:443  ESTABLISHED  517 B    1.0 MiB   12s  0s  "
         "  0.09 ms  0",
+    ],
+    "ports": [
+        "PROTO  HOST            GUEST     OPEN  ACCEPTED  FAILED  REFUSED  FORWARD",
+        "tcp    127.0.0.1:8080  first:80  0     0         0       0        8080:80",
     ],
     "leases": [
         "IP            MAC                HOST NAME  CLIENT ID       EXPIRES  STATE",
