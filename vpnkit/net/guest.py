@@ -32,7 +32,6 @@ from vpnkit.wire import ethernet, ipv4
 
 if TYPE_CHECKING:
     import random
-    import socket
     from collections.abc import Callable, Hashable
 
     from tapdev.link import Link
@@ -375,10 +374,6 @@ class Guest:
         if what not in self._warned:
             self._warned.add(what)
             self._warn(message)
-
-    async def call_and_wait(self, host: socket.socket, destination: bytes, port: int) -> None:
-        """`calls.join`."""
-        await self.calls.join(host, destination, port)
 
     # The end
 

@@ -11,16 +11,16 @@ import resource
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from portfwd.spec import parse
-from portfwd.table import ForwardTable
 from tapdev.stream import VMNET, stream_link
 from vpnkit.flow import host as host_sockets
 from vpnkit.flow.poller import Poller
+from vpnkit.net.events import EventHub, ForwardAdded, ForwardRemoved, GuestCame, GuestLeft, LeaseGiven, Warned
 from vpnkit.net.guest import Guest
 from vpnkit.net.identities import Identities
 from vpnkit.net.lan import Lan
@@ -29,7 +29,8 @@ from vpnkit.net.leasing import dhcp_config, dhcpv6_server, follow, reserve
 from vpnkit.net.memory import Memory
 from vpnkit.net.naming import resolver_for
 from vpnkit.net.reachability import Reachability
-from vpnkit.net.reporting import traffic
+from vpnkit.net.reporting import forward_reports, guest_report, traffic
+from vpnkit.net.ways_in import WaysIn
 from vpnkit.proto.dhcp import DhcpServer
 from vpnkit.proto.tcp.budget import Budget
 from vpnkit.services.dhcp import DhcpService
@@ -39,15 +40,17 @@ from vpnkit.services.state_file import StateFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
+    from ipaddress import IPv4Network, IPv6Network
     from pathlib import Path
     from uuid import UUID
 
-    from portfwd.spec import Spec
     from portfwd.table import Forward
     from tapdev.link import Link
     from tapdev.vmnet import Registration
     from vpnkit.flow.host import HostSockets
+    from vpnkit.net.gateway import StreamService
     from vpnkit.net.plan import Plan
+    from vpnkit.net.policy import Service
     from vpnkit.proto.dns_upstreams import Server
 
 log = logging.getLogger(__name__)
@@ -74,8 +77,9 @@ class NetworkOptions:
     udp_filtering: str = "address"
     isolate: bool = False  # guests may not speak to each other
     leasing: LeaseOptions = field(default_factory=LeaseOptions)
-    ipv6: str = "auto"  # what is offered of it, as far as the plan has any: a key of IPV6_OFFERS
     nat64: bool = False  # IPv4 hosts are reached by IPv6 too, under 64:ff9b::/96 (RFC 6146, RFC 6147)
+    ipv6: str = "auto"  # what is offered of it, as far as the plan has any: a key of IPV6_OFFERS
+    allowed_bind_addresses: Sequence[IPv4Network | IPv6Network] = ()  # that forwards may listen on; empty: any
     connect_mtu: int = 1500  # octets, of guests that come by the control socket's /connect
     rng: random.Random = field(default_factory=random.SystemRandom)
     host: HostSockets = host_sockets  # the host's network, and
@@ -90,6 +94,8 @@ class Network:
         self.options = options = options or NetworkOptions()
         self.guests: list[Guest] = []
         self.warnings: list[str] = []
+        self.events = EventHub()
+        self.services: dict[Service, StreamService] = {}  # of the gateway, beside its own
         self.gone: Counter[str] = Counter()  # counters and traffic of guests that left
         self._numbers = 0
         self._nursery: trio.Nursery | None = None
@@ -111,7 +117,10 @@ class Network:
         self._memory = None
         if options.leasing.state is not None:
             self._memory = Memory(StateFile(options.leasing.state), self.dhcp, self._identities)
-        self.forwards = ForwardTable(self._deliver)
+        self.ways_in = WaysIn(
+            plan, self.lan, self.guests, self._admit, allowed=options.allowed_bind_addresses, nat64=options.nat64
+        )
+        self.forwards = self.ways_in.forwards
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = max((options.max_connections or soft) - RESERVED_DESCRIPTORS, 1)
         if options.max_connections is not None:
@@ -161,6 +170,7 @@ class Network:
                 identity=identity,
                 verify_checksums=self.options.verify_checksums,
                 udp_filtering=self.options.udp_filtering,
+                nat64=self.options.nat64,
                 budget=self._budget,
                 ipv6=self.ipv6,
                 admit=self._admit,
@@ -179,12 +189,16 @@ class Network:
             )
             if mac is not None and ip is not None:
                 self.dhcp.reserve(mac, ip.packed)
+            guest.gateway.on_lease = self._lease_given
+            guest.gateway.more = self.services
             self.guests.append(guest)
+            self.events.publish(GuestCame(time=self.events.now(), guest=guest_report(guest)))
             task_status.started(guest)
             try:
                 await guest.run()
             finally:
                 self.guests.remove(guest)
+                self.events.publish(GuestLeft(time=self.events.now(), guest=guest_report(guest)))
                 self.gone.update(guest.counters)
                 self.gone.update(guest.station.lost())
                 self.gone.update(traffic(link))
@@ -222,10 +236,16 @@ class Network:
         log.warning("%s", message)
         if message not in self.warnings:
             self.warnings.append(message)
+        self.events.publish(Warned(time=self.events.now(), message=message))
+
+    def _lease_given(self, guest: Guest, ip: bytes, mac: bytes) -> None:
+        if self.events.is_heard:
+            given = LeaseGiven(time=self.events.now(), guest=guest.number, ip=str(ip_address(ip)), mac=mac.hex(":"))
+            self.events.publish(given)
 
     def _admit(self) -> bool:
         """Whether one more host socket is within the limit."""
-        return sum(len(guest.poller) for guest in self.guests) < self._limit
+        return sum(len(guest.poller) for guest in self.guests) + self.ways_in.unpolled < self._limit
 
     def dns_servers(self) -> Sequence[Server]:
         """Where queries go now that are for no zone."""
@@ -233,30 +253,25 @@ class Network:
 
     # Ways in
 
-    async def expose(self, text: str) -> list[Forward]:
-        """Listen on the host for what the port spec `text` says, until the network ends.
+    async def expose(self, text: str) -> Sequence[Forward]:
+        """Listen on the host for all that the port spec `text` says, or for nothing, until the network ends.
 
         Raises SpecError for a text that is no port spec, and ForwardError for a port that cannot be had.
         """
         assert self._nursery is not None, "the network does not run"
-        return [await self.forwards.expose(spec, self._nursery) for spec in parse(text)]
+        made = await self.forwards.expose_all(parse(text), self._nursery)
+        reports = [report for forward in made for report in forward_reports(forward)]
+        self.events.publish(ForwardAdded(time=self.events.now(), forwards=reports))
+        return made
 
-    async def _deliver(self, stream: trio.SocketStream, spec: Spec) -> None:
-        """Take an accepted connection to the guest."""
-        host = socket.socket(fileno=stream.socket.detach())
-        try:
-            host.setblocking(False)
-            wanted = IPv4Address(spec.guest_address) if spec.guest_address else self._first_guest()
-            holder = await self.lan.resolve(wanted.packed)
-            guest = next((g for g in self.guests if holder is not None and g.station is holder.station), None)
-            if guest is None:
-                raise OSError(f"no guest has {wanted}")
-        except BaseException:
-            host_sockets.reset(host)  # not an end: nobody was there
-            raise
-        await guest.call_and_wait(host, wanted.packed, spec.guest_port)
+    async def unexpose(self, text: str, *, connections: bool = False) -> Sequence[Forward]:
+        """Stop listening for what the port spec `text` says, and return what did; with `connections` reset those that
+        are open.
 
-    def _first_guest(self) -> IPv4Address:
-        """The address of a forward that names none."""
-        ip = next((guest.ip for guest in self.guests if guest.ip is not None), None)
-        return self.plan.guest_ip if ip is None else IPv4Address(ip)
+        Raises SpecError for a text that is no port spec, and ForwardError, with everything as it was, when there is no
+        such forward.
+        """
+        gone = await self.forwards.unexpose_all(parse(text), connections=connections)
+        reports = [report for forward in gone for report in forward_reports(forward)]
+        self.events.publish(ForwardRemoved(time=self.events.now(), forwards=reports))
+        return gone
