@@ -127,7 +127,7 @@ class TestTcp:
             ours, theirs = socket.socketpair()
             with theirs:
                 ours.setblocking(False)
-                w.nursery.start_soon(w.guest.call_and_wait, ours, octets(IP6), 80)
+                w.nursery.start_soon(w.guest.calls.join, ours, octets(IP6), 80)
                 syn = await w.scripted.frame(IPv6, TCP)
                 assert (syn[IPv6].src, syn[IPv6].dst, syn[TCP].dport) == (HOST6, IP6, 80)
                 assert dict(syn[TCP].options)["MSS"] == 1440
