@@ -7,7 +7,8 @@ Each goes through a whole guest, who is served afterwards as if nothing had been
 Rows that do not apply, and why:
 
 - CVE-2020-7211, CVE-2021-3595 TFTP: there is none; port 69 is closed, which test_cve_2021_3595_... shows.
-- IPv6: most of it is in test_cves_ipv6.py; CVE-2026-95508, CVE-2026-4892, CVE-2022-0934 DHCPv6: test_stateful_dhcpv6.py.
+- IPv6: most of it is in test_cves_ipv6.py.
+- CVE-2026-95508, CVE-2026-4892, CVE-2022-0934 DHCPv6: test_stateful_dhcpv6.py.
 - CVE-2026-120831 queues of sessions: there are no priority queues; flows that change between bulk and talk are tested.
 - CVE-2017-13711, CVE-2019-15890, CVE-2020-1983 use after free: Python frees nothing in use; their inputs are sent.
 - CVE-2021-3748, CVE-2022-26353, CVE-2021-20255, CVE-2021-20257, CVE-2016-5403, CVE-2011-2512, CVE-2023-6693,

@@ -223,6 +223,23 @@ async def test_no_error_about_an_error_nor_to_nobody_or_a_group(victim):
         assert told(victim, packet(UDP, 99, dst=dst), packet(UDP, 17, dst=dst)) == []
     later = fragment(bytes(8), start=8, following=99)
     assert told(victim, later) == []
+    assert victim.raw(ether(packet(bad + UDP, 60), dst=b"\x33\x33\0\0\0\1", kind=0x86DD)) == []
+    assert victim.raw(ether(packet(UDP, 99), dst=frames.BROADCAST, kind=0x86DD)) == []
+
+
+async def test_no_time_exceeded_about_an_error_or_a_group(victim):
+    for src, dst, following, first in (
+        (GUEST, GATEWAY, 58, bytes((1, 4)) + bytes(54)),
+        (GUEST, GATEWAY, 60, bytes((58, 0)) + bytes(6) + bytes((137, 0)) + bytes(46)),
+        (GUEST, ipv6.ALL_NODES, 17, UDP),
+    ):
+        header = struct.pack("!BBHI", following, 0, 1, 9)
+        assert says(victim, packet(header + first, 44, src=src, dst=dst)) == []
+    assert len(victim.guest.intake._reassembler6) > 0
+    assert victim.passes(61.0) == []
+    assert says(victim, fragment(UDP, more=True)) == []
+    (answer,) = [ipv6.decode(memoryview(frame)[14:]) for frame in victim.passes(61.0)]
+    assert tuple(answer.payload[:2]) == (3, 1)
 
 
 async def test_errors_of_the_guest_with_quotes_that_lie(victim):

@@ -32,9 +32,9 @@ HOLD_LIMIT: Final = 8192  # a bigger payload is delivered at once, so that its h
 # sequence, acknowledgement, data offset, flags, window
 PREFIX: Final = struct.Struct("!6s6sHBxHxxHxBxx12sIIBBH")
 MIN_TCP_FRAME: Final = 54
-# The same behind the Ethernet header of IPv6: version, traffic class and flow label, payload length, next header, hop
+# The same of IPv6: destination MAC, ethertype | version, traffic class and flow label, payload length, next header, hop
 # limit | addresses and ports | as above
-PREFIX6: Final = struct.Struct("!IHBB36sIIBBH")
+PREFIX6: Final = struct.Struct("!6s6xHIHBB36sIIBBH")
 MIN_TCP_FRAME6: Final = 74
 
 
@@ -56,7 +56,12 @@ class Intake:
 
     def frame(self, frame: memoryview, now: float) -> None:
         """One frame.  Raises WireError for what cannot be understood, and LinkClosed."""
-        if len(frame) >= MIN_TCP_FRAME:
+        length = len(frame)
+        if length >= MIN_TCP_FRAME6 and frame[12] == 0x86:
+            if self._is_known6(frame, now):
+                return
+            destination_mac, source_mac, ethertype = ethernet.HEADER.unpack_from(frame)
+        elif length >= MIN_TCP_FRAME:
             (
                 destination_mac,
                 source_mac,
@@ -95,16 +100,8 @@ class Intake:
                             link = self._link
                             self._guest.udp.forward(route, frame[42:end], link.gso_size if link.gso_type else 0, now)
                             return
-            elif (
-                ethertype == 0x86DD
-                and destination_mac == self._server_mac
-                and not self._verify
-                and len(frame) >= MIN_TCP_FRAME6
-                and self._is_known6(frame, now)
-            ):
-                return
-        elif len(frame) < ethernet.HEADER.size:
-            raise WireError(f"frame of {len(frame)} octets")
+        elif length < ethernet.HEADER.size:
+            raise WireError(f"frame of {length} octets")
         else:
             destination_mac, source_mac, ethertype = ethernet.HEADER.unpack_from(frame)
         station = self._station
@@ -131,9 +128,22 @@ class Intake:
 
     def _is_known6(self, frame: memoryview, now: float) -> bool:
         """The fast path over IPv6: take a segment or datagram of a flow that is there."""
-        first, length, protocol, ttl, key, sequence, acknowledgement, offset, flags, window = PREFIX6.unpack_from(
-            frame, 14
-        )
+        (
+            destination_mac,
+            ethertype,
+            first,
+            length,
+            protocol,
+            ttl,
+            key,
+            sequence,
+            acknowledgement,
+            offset,
+            flags,
+            window,
+        ) = PREFIX6.unpack_from(frame)
+        if destination_mac != self._server_mac or ethertype != 0x86DD or self._verify:
+            return False
         end = 54 + length
         if protocol == 6:
             flow = self._tcp_flows.get(key)
@@ -263,7 +273,8 @@ class Intake:
                 self._to_us6(whole, source_mac, destination_mac, now, verify=True)
                 return
         except ipv6.Ipv6ParameterProblem as problem:
-            if self._may_speak6(bytes(frame[22:38]), source_mac):
+            to_one = not destination_mac[0] & 1 or frame[38] == 0xFF  # RFC 4443 section 2.4 (e.4)
+            if to_one and self._may_speak6(bytes(frame[22:38]), source_mac):
                 guest.out.parameter_problem(problem)
             raise
         self._to_us6(packet, source_mac, destination_mac, now, verify=self._verify and not self._link.checksum_partial)

@@ -8,6 +8,7 @@ it is dropped too.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.wire import ipv4
 from vpnkit.wire.checksum import checksum, ones_sum
-from vpnkit.wire.icmp import QUOTE_LIMIT
+from vpnkit.wire.icmp import ERRORS, QUOTE_LIMIT
 from vpnkit.wire.ipv4 import Ipv4Packet
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ OVERHEAD: Final = 1024  # octets that a datagram costs besides its fragments, so
 FRAGMENT_OVERHEAD: Final = 128  # octets that a fragment costs besides its own
 MAX_RUNS: Final = 64  # of one datagram: stretches that arrived, with holes between them
 MAX_TOTAL: Final = 65535
+MULTICAST: Final = 224  # the first octet of an address from which on it is no host's
 
 
 class Datagram:
@@ -48,11 +50,11 @@ class Datagram:
         self.cost = OVERHEAD
 
 
-class Core:
+class Core(ABC):
     """The datagrams of one guest that are not whole yet, of whatever IP version.
 
     `count` gets the name of a counter for everything that is noteworthy.  `gave_up` gets the first fragment, as far as
-    an ICMP error quotes it, of each datagram that did not become whole in time.
+    an ICMP error quotes it, of each datagram that did not become whole in time and may be told about.
     """
 
     timeout: ClassVar[float]  # seconds
@@ -177,7 +179,13 @@ class Core:
             if datagram.fragments is not None:
                 self._count("fragment_timeout")
                 if datagram.header:
-                    self._gave_up(datagram.header + datagram.fragments[0][: self.quoted])
+                    first = datagram.header + datagram.fragments[0][: self.quoted]
+                    if self._may_be_told(first):
+                        self._gave_up(first)
+
+    @abstractmethod
+    def _may_be_told(self, first: bytes) -> bool:
+        """Whether an error may be sent about the datagram that `first` is the first fragment of."""
 
 
 class Reassembler(Core):
@@ -198,6 +206,11 @@ class Reassembler(Core):
             most=MAX_TOTAL - len(fragment.header),
         )
         return None if found is None else self._completed(*found, fragment)
+
+    def _may_be_told(self, first: bytes) -> bool:
+        """RFC 1122 section 3.2.2, as far as the datagram itself shows it."""
+        about_error = first[9] == ipv4.ICMP and first[(first[0] & 15) * 4] in ERRORS
+        return first[16] < MULTICAST and not about_error
 
     def _completed(self, first: bytes, pieces: list[bytes], fragment: Ipv4Packet) -> Ipv4Packet | None:
         payload = b"".join(pieces)

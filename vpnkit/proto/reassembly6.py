@@ -46,6 +46,10 @@ class Reassembler6(Core):
         )
         return None if found is None else self._completed(*found)
 
+    def _may_be_told(self, first: bytes) -> bool:
+        """RFC 4443 section 2.4 (e.1) and (e.3)."""
+        return first[24] != 0xFF and not ipv6.is_icmp_error(first)
+
     def _completed(self, first: bytes, pieces: list[bytes]) -> Ipv6Packet | None:
         """The unfragmentable part of the first fragment, without the Fragment header, and all that it was cut into."""
         end = len(first) - ipv6.FRAGMENT_HEADER.size

@@ -48,6 +48,8 @@ SEEDS = [
     record(FRAGMENT, 17, b"\0\1" + UDP) + record(FRAGMENT, 17, b"\0\x10" + b"rest"),
     record(FRAGMENT, 17, b"\0\x10" + b"rest") + record(FRAGMENT, 60, b"\0\1" + bytes((99, 0)) + bytes(14)),
     record(FRAGMENT, 17, b"\0\1" + UDP) + record(FRAGMENT, 17, b"\0\x09" + bytes(16)) + record(TIME, 0, b""),
+    record(FRAGMENT, 58, b"\0\1" + bytes((1, 4)) + bytes(54)) + record(TIME, 0, b""),
+    record(FRAGMENT, 17, b"\0\1" + UDP, 2) + record(FRAGMENT, 17, b"\0\1" + UDP, 1) + record(TIME, 0, b""),
     record(FRAGMENT, 17, b"\xff\xf8" + bytes(40)) + record(FRAGMENT, 6, b"\0\1" + bytes(8)),
     record(LENGTH, 17, b"\0\x08" + UDP) + record(LENGTH, 60, b"\0\x08" + CHAIN) + record(LENGTH, 17, b"\xff\xff"),
 ]
@@ -67,7 +69,7 @@ def one(victim: Victim, octets: Octets) -> None:
             core.on_deadline(61.0)
             assert (len(core), core.octets) == (0, 0)
             for frame in victim.passes(61.0):
-                look_at(frame)
+                is_error(look_at(frame))
             continue
         length = len(body)
         if what & 3 == FRAGMENT:

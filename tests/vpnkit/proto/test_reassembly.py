@@ -265,6 +265,25 @@ class TestTime:
         assert lab.counters == {"fragment_timeout": 1}
         assert not len(lab.core)
 
+    @pytest.mark.parametrize(
+        ("payload", "destination", "told"),
+        [
+            (b"\x08" + bytes(7), REMOTE, 1),
+            (b"\x03" + bytes(7), REMOTE, 0),
+            (b"\x0b" + bytes(7), REMOTE, 0),
+            (b"\x08" + bytes(7), bytes([224, 0, 0, 251]), 0),
+            (b"\x08" + bytes(7), b"\xff" * 4, 0),
+        ],
+    )
+    def test_nothing_is_said_about_an_error_or_a_group_rfc1122_3_2_2(self, lab, payload, destination, told):
+        first = fragment(0, payload, more=True, protocol=ipv4.ICMP)
+        header = bytes(first.header[:10]) + bytes(2) + GUEST + destination
+        header = header[:10] + checksum(ones_sum(header)).to_bytes(2, "big") + header[12:]
+        lab.add(ipv4.decode(memoryview(header + payload)))
+        lab.core.on_deadline(TIMEOUT)
+        assert len(lab.given_up) == told
+        assert lab.counters == {"fragment_timeout": 1}
+
     def test_nothing_is_said_without_the_first(self, lab):
         lab.add(*cut(DATA, 1480, 2960)[1:])
         lab.core.on_deadline(TIMEOUT)
