@@ -115,10 +115,8 @@ def _serve(
     import trio
 
     from tapdev.tap import TapLink
-    from vpnkit.control.instance import instance_router
-    from vpnkit.control.tcp import listening_tcp, place_of, serve_tcp
+    from vpnkit.control.serving import start_control
     from vpnkit.net.network import Network
-    from vpnkit.net.operator import NetworkOperator
 
     log = logging.getLogger(__name__)
     started = False
@@ -150,12 +148,10 @@ def _serve(
                     for text in forwards:
                         for forward in await network.expose(text):
                             _say_chosen_port(text, forward)
-                    router = instance_router(NetworkOperator(network))
+                    router, place = start_control(network, nursery, closing, control_tcp)
+                    if place:
+                        print(f"vpnkit run: the control API is at {place} too", file=sys.stderr)
                     path = await _start_control(nursery, router, control)
-                    if control_tcp is not None:
-                        listener = closing.enter_context(listening_tcp(control_tcp))
-                        nursery.start_soon(serve_tcp, listener, router, control_tcp)
-                        print(f"vpnkit run: the control API is at {place_of(listener)} too", file=sys.stderr)
                     guest.remove_when_killed(str(path))
                     if p9 is not None:
                         await nursery.start(_serve_p9, p9, network)

@@ -28,9 +28,14 @@ if TYPE_CHECKING:
     from vpnkit.control.message import Handler, Request, Response
     from vpnkit.control.routes import Router
     from vpnkit.net.events import EventHub
+    from vpnkit.net.report import NameReport
+    from vpnkit.proto.dns_zones import Zone
 
 
 SPEC: Final = Argument("spec", "a forward as `vpnkit ports` shows it", example="127.0.0.1:8080:80")
+CONNECTIONS: Final = Argument(
+    "connections", "'reset': those that are open end too; 'keep' is usual", required=False, example="reset"
+)
 
 
 class Reporter(Protocol):
@@ -69,8 +74,25 @@ class Operator(Reporter, Protocol):
         """Forward what the port spec `text` says, all of it or nothing.  Raises SpecError and ForwardError."""
         ...
 
-    async def unexpose(self, text: str) -> list[ForwardReport]:
-        """Undo it; returns what is gone.  Raises SpecError, and ForwardError when there is no such forward."""
+    async def unexpose(self, text: str, *, connections: bool = False) -> list[ForwardReport]:
+        """Undo it, and with `connections` reset those that are open; returns what is gone.  Raises SpecError, and
+        ForwardError when there is no such forward."""
+        ...
+
+    def names(self) -> list[NameReport]:
+        """The network's own names."""
+        ...
+
+    def zones(self) -> list[Zone]:
+        """The zones that were added, in the order in which they are asked."""
+        ...
+
+    def add_zone(self, zone: Zone) -> None:
+        """Add a zone, or records to one that is there.  Raises ZoneError."""
+        ...
+
+    def remove_zone(self, name: str) -> bool:
+        """Forget a zone; whether there was one.  Raises ZoneError."""
         ...
 
     def addresses(self) -> dict[str, str]:
@@ -131,8 +153,8 @@ def changes(operator: Operator) -> list[Route]:
             "DELETE",
             "/v1/forwards",
             forwards.remove,
-            "Stop forwarding; connections that are open go on.",
-            query=(SPEC,),
+            "Stop forwarding; connections that are open go on, unless they are to be reset.",
+            query=(SPEC, CONNECTIONS),
             answers={200: list[ForwardReport]},
             errors={400: "the spec is wrong", 404: "there is no such forward"},
         ),
@@ -163,8 +185,13 @@ class Forwards:
             raise HttpError(409, "cannot_forward", str(error)) from None
 
     async def remove(self, request: Request) -> Response:
+        arguments = request.arguments()
+        connections = arguments.get(CONNECTIONS.name, "keep")
+        if connections not in ("keep", "reset"):
+            raise HttpError(400, "bad_request", f"connections={connections} is neither keep nor reset")
         try:
-            return json_response(await self._operator.unexpose(request.arguments()[SPEC.name]))
+            gone = await self._operator.unexpose(arguments[SPEC.name], connections=connections == "reset")
+            return json_response(gone)
         except SpecError as error:
             raise HttpError(400, "bad_spec", str(error)) from None
         except ForwardError as error:

@@ -58,7 +58,8 @@ class GvproxyForwards:
         self._entries = {key: entry for key, entry in self._entries.items() if not there.isdisjoint(entry.specs)}
         entries = [*self._entries.values()]
         ours = {spec for entry in entries for spec in entry.specs}
-        entries += [self._entry_of(report) for report in reports if report.spec not in ours]
+        others = (report for report in reports if report.spec not in ours and _leads_to_a_port(report))
+        entries += map(self._entry_of, others)
         if peer:
             entries = [entry for entry in entries if entry.peer == peer]
         return sorted(entries, key=lambda entry: (entry.local, entry.protocol))
@@ -152,12 +153,18 @@ class GvproxyForwards:
                 pass  # somebody else was quicker
 
     def _entry_of(self, report: ForwardReport) -> Entry:
-        host = f"[{report.host_address}]" if ":" in report.host_address else report.host_address
         guest = report.guest_address
         if guest is None:
             guest = next((guest.ip for guest in self._operator.guests() if guest.ip), "")
-        guest = f"[{guest}]" if ":" in guest else guest
-        return Entry(f"{host}:{report.host_port}", f"{guest}:{report.guest_port}", report.protocol, (report.spec,))
+        remote = f"[{guest}]:{report.guest_port}" if ":" in guest else f"{guest}:{report.guest_port}"
+        if report.host_path is not None:
+            return Entry(report.host_path, f"tcp://{remote}", report.protocol, (report.spec,))
+        host = f"[{report.host_address}]" if ":" in report.host_address else report.host_address
+        return Entry(f"{host}:{report.host_port}", remote, report.protocol, (report.spec,))
+
+
+def _leads_to_a_port(report: ForwardReport) -> bool:
+    return report.guest_path is None and report.guest_cid is None
 
 
 def _guest_address(remote: str) -> str:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from vpnkit.control.api import changes, reports
 from vpnkit.control.gvproxy import gvproxy_routes
+from vpnkit.control.gvproxy_dns import gvproxy_dns_routes
 from vpnkit.control.gvproxy_forwards import GvproxyForwards
 from vpnkit.control.metrics import metrics_routes
+from vpnkit.control.names import names_routes
 from vpnkit.control.openapi import with_document
 from vpnkit.control.port_control import port_control_routes
 
@@ -27,7 +29,9 @@ def instance_router(operator: Operator, *tables: Iterable[Route], forwards: Gvpr
         reports(operator),
         changes(operator),
         metrics_routes(operator),
+        names_routes(operator),
         gvproxy_routes(operator, forwards or GvproxyForwards(operator)),
+        gvproxy_dns_routes(operator),
         port_control_routes(operator),
         *tables,
     )

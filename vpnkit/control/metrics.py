@@ -86,14 +86,16 @@ def _guests(guests: Iterable[GuestReport]) -> Iterator[str]:
 def _tables(operator: Operator) -> Iterator[str]:
     leases = Counter(lease.state for lease in operator.leases())
     yield _family("vpnkit_leases", "gauge", "Leases.", [({"state": state}, count) for state, count in leases.items()])
-    connections = {forward.spec: forward.connections for forward in operator.forwards()}
-    yield _family("vpnkit_forwards", "gauge", "Forwards.", [({}, len(connections))])
-    yield _family(
-        "vpnkit_forward_connections",
-        "gauge",
-        "Connections of one forward that are open.",
-        [({"spec": spec}, count) for spec, count in connections.items()],
-    )
+    forwards = list({forward.spec: forward for forward in operator.forwards()}.values())
+    yield _family("vpnkit_forwards", "gauge", "Forwards.", [({}, len(forwards))])
+    for name, kind, text in (
+        ("connections", "gauge", "Connections of one forward that are open."),
+        ("accepted", "counter", "Connections of one forward, or clients over UDP, so far."),
+        ("failures", "counter", "Those of them that could not be delivered."),
+        ("refused", "counter", "Those that were too many."),
+    ):
+        samples = [({"spec": forward.spec}, getattr(forward, name)) for forward in forwards]
+        yield _family(f"vpnkit_forward_{name}", kind, text, samples)
 
 
 def _process() -> Iterator[str]:

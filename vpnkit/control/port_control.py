@@ -165,8 +165,10 @@ def _listed(report: ForwardReport) -> Port:
         proto=report.protocol,
         out_ip=report.host_address,
         out_port=report.host_port,
+        out_path=report.host_path or "",
         in_ip=report.guest_address or "",
         in_port=report.guest_port,
+        in_path=report.guest_path or "",
     )
 
 

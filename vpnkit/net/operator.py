@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from vpnkit.net.report import NameReport
 from vpnkit.net.reporting import NetworkReporter, forward_reports
 
 if TYPE_CHECKING:
     from vpnkit.net.events import EventHub
     from vpnkit.net.network import Network
     from vpnkit.net.report import ForwardReport
+    from vpnkit.proto.dns_zones import Zone
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +34,30 @@ class NetworkOperator(NetworkReporter):
     async def expose(self, text: str) -> list[ForwardReport]:
         return [report for forward in await self._network.expose(text) for report in forward_reports(forward)]
 
-    async def unexpose(self, text: str) -> list[ForwardReport]:
-        return [report for forward in await self._network.unexpose(text) for report in forward_reports(forward)]
+    async def unexpose(self, text: str, *, connections: bool = False) -> list[ForwardReport]:
+        gone = await self._network.unexpose(text, connections=connections)
+        return [report for forward in gone for report in forward_reports(forward)]
+
+    def names(self) -> list[NameReport]:
+        plan = self._network.plan
+        six = self._network.ipv6.offered
+        gateway = [str(ip) for ip in (plan.gateway_ip, plan.gateway6 if six else None) if ip is not None]
+        host = [str(ip) for ip in (plan.host_ip, plan.host6 if six else None) if ip is not None]
+        host_names = (*plan.host_names, *self._network.options.extra_host_names)
+        return [
+            *(NameReport(name=name, of="gateway", addresses=gateway) for name in plan.gateway_names),
+            *(NameReport(name=name, of="host", addresses=host) for name in host_names),
+            *(NameReport(name=name, of="asker", addresses=[]) for name in plan.vm_names),
+        ]
+
+    def zones(self) -> list[Zone]:
+        return self._network.zones.list()
+
+    def add_zone(self, zone: Zone) -> None:
+        self._network.zones.add(zone)
+
+    def remove_zone(self, name: str) -> bool:
+        return self._network.zones.remove(name)
 
     def addresses(self) -> dict[str, str]:
         network = self._network

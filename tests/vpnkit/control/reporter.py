@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from portfwd.errors import ForwardError
 from portfwd.spec import Spec, parse
 from vpnkit.net.events import EventHub, ForwardAdded
-from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
+from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, NameReport, StatusReport
+from vpnkit.proto.dns_zones import Zone, Zones
 
 if TYPE_CHECKING:
     import trio
@@ -18,6 +19,8 @@ class FixedOperator:
     def __init__(self) -> None:
         self.events = EventHub(lambda: 1_700_000_000.5)
         self.specs = [Spec(8080, 80)]
+        self.reset: list[Spec] = []  # whose connections were to end with them
+        self._zones = Zones()
         self.gone = False  # the guest
 
     def status(self) -> StatusReport:
@@ -104,13 +107,30 @@ class FixedOperator:
         self.events.publish(ForwardAdded(time=self.events.now(), forwards=[_report(spec) for spec in made]))
         return [_report(spec) for spec in made]
 
-    async def unexpose(self, text: str) -> list[ForwardReport]:
+    async def unexpose(self, text: str, *, connections: bool = False) -> list[ForwardReport]:
         gone = parse(text)
+        self.reset += gone if connections else []
         for spec in gone:
             if spec not in self.specs:
                 raise ForwardError(f"{spec} is not forwarded; nothing is")
             self.specs.remove(spec)
         return [_report(spec) for spec in gone]
+
+    def names(self) -> list[NameReport]:
+        return [
+            NameReport(name="gateway.containers.internal", of="gateway", addresses=["192.168.65.1"]),
+            NameReport(name="host.containers.internal", of="host", addresses=["192.168.65.2"]),
+            NameReport(name="vm.internal", of="asker", addresses=[]),
+        ]
+
+    def zones(self) -> list[Zone]:
+        return self._zones.list()
+
+    def add_zone(self, zone: Zone) -> None:
+        self._zones.add(zone)
+
+    def remove_zone(self, name: str) -> bool:
+        return self._zones.remove(name)
 
     def addresses(self) -> dict[str, str]:
         return {"192.168.65.3": "02:50:00:00:00:01", "192.168.65.1": "f6:16:36:bc:f9:c6"}

@@ -17,6 +17,7 @@ from vpnkit.control.instance import instance_router
 from vpnkit.control.message import Request, Stream
 from vpnkit.control.openapi import document
 from vpnkit.net.events import Warned
+from vpnkit.proto.dns_zones import Zone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,6 +38,14 @@ EXAMPLES: dict[tuple[str, str], dict[int, tuple[str, object]]] = {
         415: ("", b"9090:90"),
     },
     ("delete", "/v1/forwards"): {200: ("?spec=8080:80", None), 400: ("?spec=nonsense", None), 404: ("?spec=1:1", None)},
+    ("get", "/v1/names"): {200: ("", None)},
+    ("get", "/v1/zones"): {200: ("", None)},
+    ("post", "/v1/zones"): {
+        201: ("", {"name": "x.test", "records": [{"name": "a", "ip": "192.0.2.1"}], "default_ip": "2001:db8::1"}),
+        400: ("", {"name": "x.test", "default_ip": "nonsense"}),
+        415: ("", b"{}"),
+    },
+    ("delete", "/v1/zones/{name}"): {200: ("known.test", None), 404: ("unknown.test", None)},
     ("get", "/metrics"): {200: ("", None)},
     ("get", "/v1/openapi.json"): {200: ("", None)},
 }
@@ -52,7 +61,9 @@ def described() -> dict[str, Any]:
 
 @pytest.fixture
 async def ask() -> AsyncIterator[Ask]:
-    async with asker(instance_router(FixedOperator())) as ask:
+    operator = FixedOperator()
+    operator.add_zone(Zone("known.test"))
+    async with asker(instance_router(operator)) as ask:
         yield ask
 
 
@@ -98,9 +109,8 @@ async def test_the_answers_are_as_documented(
     operation = operations(described)[method, path]
     if body is not None and status < 300:
         check(described, operation["requestBody"]["content"]["application/json"]["schema"], body)
-    answer = await ask(
-        method.upper(), path + query, body, content_type="text/plain" if status == 415 else "application/json"
-    )
+    target = path.replace("{name}", query) if "{" in path else path + query
+    answer = await ask(method.upper(), target, body, content_type="text/plain" if status == 415 else "application/json")
     assert answer.status == status
     ((content_type, content),) = operation["responses"][str(status)]["content"].items()
     assert answer.header("content-type") == content_type
