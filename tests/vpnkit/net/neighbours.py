@@ -149,6 +149,7 @@ class World:
 @asynccontextmanager
 async def lan(guests: int = 2, *, plan: Plan | None = None, **options: object) -> AsyncIterator[World]:
     """A network with that many guests, who have spoken; at the end nobody's anything may be left."""
+    options = {"ipv6": "off", **options}  # whatever this machine has
     network = Network(plan or Plan(), NetworkOptions(dns=[("127.0.0.1", 9)], rng=random.Random(1), **options))
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
