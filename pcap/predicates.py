@@ -115,17 +115,16 @@ def network(frame: Buffer) -> tuple[int, int]:
 class _Last:
     """What `transport` said last, for several predicates are asked about one frame."""
 
-    frame: Buffer = b""
-    answer: tuple[int, int] = (-1, 0)
+    said: tuple[Buffer, tuple[int, int]] = (b"", (-1, 0))
 
 
 def transport(frame: Buffer) -> tuple[int, int]:
     """The IP protocol and where its header begins, 0 if that is not in `frame`.  (-1, 0) when the frame is not IP."""
-    if frame is _Last.frame:
-        return _Last.answer
-    answer = _transport(frame)
-    if type(frame) is bytes:  # others may change
-        _Last.frame, _Last.answer = frame, answer
+    asked, answer = _Last.said
+    if frame is not asked:
+        answer = _transport(frame)
+        if type(frame) is bytes:  # others may change
+            _Last.said = (frame, answer)
     return answer
 
 

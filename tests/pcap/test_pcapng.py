@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcap.pcapng import dump, file_header, packet_block
+from pcap.classic import Classic
+from pcap.pcapng import Pcapng, dump, file_header, names_block, packet_block
+from pcap.reader import read
 from pcap.ring import Direction, Packet
 from tests.pcap.frames import FRAMES
 
@@ -113,3 +115,75 @@ def test_the_application_is_named():
         ["capinfos", "-"], input=dump(packets(), "guest", application="vpnkit 0.1.0"), capture_output=True, timeout=60
     )
     assert b"vpnkit 0.1.0" in done.stdout
+
+
+@pytest.mark.program("tshark")
+def test_links_comments_losses_and_counts_are_written():
+    writer = Pcapng(
+        lambda number: f"link:{number}", snaplen=128, filter_text="udp port 53", comment=lambda p: f"flow {p.length}"
+    )
+    first, second = packets()[:2]
+    pieces = [writer.begin(), writer.packets([first._replace(interface=7)])]
+    writer.lost(3)
+    pieces += [writer.packets([second._replace(interface=9), first._replace(interface=7)]), writer.end(10, 4)]
+    data = b"".join(pieces)
+    for piece in pieces:
+        blocks(piece)
+    rows = tshark(data, "frame.interface_name", "frame.comment", "frame.packet_flags_direction")
+    assert [row[:2] for row in rows] == [
+        ["link:7", f"flow {first.length}"], ["link:9", f"flow {second.length}"], ["link:7", f"flow {first.length}"],
+    ]  # fmt: skip
+    shown = subprocess.run(["capinfos", "-M", "-"], input=data, capture_output=True, timeout=60, check=True).stdout
+    assert b"Filter string = udp port 53" in shown
+    assert b"Number of stat entries = 1" in shown
+    assert struct.pack("<HHQ", 4, 8, 3) in data  # epb_dropcount
+    assert struct.pack("<HHQHHQ", 5, 8, 4, 6, 8, 10) in data  # isb_ifdrop, isb_filteraccept
+
+
+@pytest.mark.program("tshark")
+def test_names_of_addresses_are_shown():
+    data = file_header("guest") + names_block([(bytes((192, 168, 65, 3)), ["me.example"])]) + packet_block(packets()[0])
+    done = subprocess.run(["tshark", "-N", "n", "-r", "-"], input=data, capture_output=True, timeout=60, check=True)
+    assert b"me.example" in done.stdout
+
+
+@pytest.mark.program("tshark")
+def test_a_file_without_packets_is_one():
+    writer = Pcapng()
+    assert tshark(writer.begin() + writer.end(0, 0), "frame.number") == []
+
+
+def test_what_was_written_is_read():
+    writer = Pcapng(lambda number: f"link:{number}", comment=lambda packet: "said")
+    written = [packet._replace(interface=number % 3) for number, packet in enumerate(packets())]
+    data = writer.begin() + writer.packets(written) + writer.end(5, 1)
+    found = list(read(data))
+    assert [packet._replace(interface=0) for packet, _ in found] == [packet._replace(interface=0) for packet in written]
+    assert [name for _, name in found] == [f"link:{packet.interface}" for packet in written]
+    for cut in range(0, len(data), 7):
+        assert list(read(data[:cut])) == found[: len(list(read(data[:cut])))]
+
+
+@given(at=st.integers(0, 4000), octet=st.integers(0, 255), cut=st.integers(0, 4000))
+def test_a_damaged_file_is_read_as_far_as_it_goes(at, octet, cut):
+    data = bytearray(dump(packets(), "guest"))
+    data[at % len(data)] = octet
+    assert len(list(read(bytes(data[: cut % len(data)])))) <= len(FRAMES)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_without_an_error(data):
+    list(read(data))
+
+
+@pytest.mark.program("tshark")
+def test_classic_files_are_read():
+    writer = Classic(snaplen=1500)
+    data = writer.begin() + writer.packets(packets()) + writer.end(1, 0)
+    rows = tshark(data, "frame.time_epoch", "frame.cap_len", "frame.len")
+    times = [divmod(packet.timestamp_ns, 10**9) for packet in packets()]
+    assert [row[0] for row in rows] == [f"{seconds}.{rest // 1000:06}000" for seconds, rest in times]
+    assert [row[1:] for row in rows] == [[str(len(packet.data)), str(packet.length)] for packet in packets()]
+    import dpkt
+
+    assert [frame for _, frame in dpkt.pcap.Reader(io.BytesIO(data))] == list(FRAMES.values())
