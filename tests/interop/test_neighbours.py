@@ -171,6 +171,24 @@ def test_ping_by_ipv6(pair):
     assert " 0% packet loss" in pair.a.run("ping", "-6", "-c1", "-W5", f"{link_local(pair.b)}%{TAP}")
 
 
+@pytest.mark.program("ping")
+def test_ping_by_ipv6_that_is_larger_than_the_other_link(pair):
+    """The first one is lost and its sender told the MTU; his kernel sends the others in fragments."""
+    larger, smaller = sorted((pair.a, pair.b), key=lambda guest: -guest.way.mtu)
+    for guest in (larger, smaller):
+        wait_for(lambda guest=guest: link_local(guest), "duplicate address detection has ended")
+    there = link_local(smaller)
+    said = larger.run("sh", "-c", f"ping -6 -c5 -i0.2 -W5 -s 4000 {there}%{TAP}; true")
+    route = larger.run("ip", "-6", "route", "get", there, "oif", TAP)
+    larger.run("ip", "-6", "route", "flush", "cache")
+    if larger.way.mtu > smaller.way.mtu:
+        assert f"icmp_seq=1 Packet too big: mtu={smaller.way.mtu}" in said
+        assert " 100% packet loss" not in said
+        assert f" mtu {smaller.way.mtu} " in route
+    else:
+        assert " 0% packet loss" in said
+
+
 # A guest that pretends
 
 
