@@ -152,6 +152,14 @@ async def test_rfc4861_6_1_2_a_guests_advertisement_changes_nothing(wire):
     assert answer[ICMPv6NDOptMTU].mtu == 1500
 
 
+@pytest.mark.parametrize("header", [IPv6ExtHdrHopByHop, IPv6ExtHdrDestOpt])
+@pytest.mark.parametrize("message", [ICMPv6ND_RA(), ICMPv6ND_Redirect()], ids=["RA", "redirect"])
+@pytest.mark.requirement("RFC4861 6.1.2", "RFC4861 8.1")
+async def test_a_guest_that_says_it_is_the_router_behind_extension_headers(wire, header, message):
+    dropped(wire, frame(header(options=[PadN(optdata=b"1234")]) / message, destination=EVERYBODY))
+    assert wire.counters["rogue_router"] == 1
+
+
 @pytest.mark.parametrize("message", [ICMPv6ND_RA(), ICMPv6ND_Redirect()], ids=["RA", "redirect"])
 @pytest.mark.parametrize("hidden", [None, IPv6ExtHdrHopByHop, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment])
 @pytest.mark.requirement("RFC4861 6.1.2", "RFC4861 8.1")

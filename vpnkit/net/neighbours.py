@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tapdev.link import LinkClosed
 from vpnkit.net.plan import LEAST_MTU6
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.ndp import Advertiser, RouterConfig, To, advertisement, answer
@@ -105,10 +104,7 @@ class Neighbours:
         said = advertisement(self._config, offered=guest.ipv6.offered, default_router=guest.ipv6.default_router)
         address, mac = to or (ipv6.ALL_NODES, b"")
         source = guest.plan.link_local
-        try:
-            self._send(source, address, mac, said.encode(source, address))
-        except LinkClosed:
-            pass  # the link's own task sees it too
+        self._send(source, address, mac, said.encode(source, address))
 
     def _send(self, source: bytes, destination: bytes, mac: bytes, message: bytes) -> None:
         """`message` to the MAC address, or to everybody whom a multicast address means."""
