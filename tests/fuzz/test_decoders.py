@@ -20,7 +20,7 @@ from tapdev.vmnet import HandshakeError, decode_command, decode_init, decode_res
 from tests.fuzz import frames
 from vpnkit.errors import WireError
 from vpnkit.proto.dns_names import reverse_address
-from vpnkit.wire import arp, dhcp, dns, icmp, ipv4, offload, tcp, udp
+from vpnkit.wire import arp, dhcp, dns, icmp, icmpv6, ipv4, ipv6, offload, tcp, udp
 
 OCTETS = st.binary(max_size=200)
 PORT = st.integers(0, 65535)
@@ -36,6 +36,9 @@ def views(decode):
 DECODERS = {
     "arp": (arp.decode, WireError),
     "ipv4": (views(ipv4.decode), WireError),
+    "ipv6": (views(ipv6.decode), WireError),
+    "ipv6 quote": (views(ipv6.decode_quote), WireError),
+    "icmpv6": (icmpv6.decode_echo, WireError),
     "tcp": (views(tcp.decode), WireError),
     "tcp options": (tcp.decode_syn_options, WireError),
     "udp": (views(udp.decode), WireError),
@@ -73,6 +76,8 @@ WHOLE = [
     frames.udp(b"data")[14:],
     frames.udp(b"data")[34:],
     frames.ping()[34:],
+    frames.ipv6(bytes((60, 0)) + bytes(6) + bytes((44, 0)) + bytes(6) + bytes(24), 0, src=bytes(16), dst=bytes(16)),
+    frames.ipv6(bytes((17, 0, 0, 1)) + bytes(36), 44, src=bytes(16), dst=bytes(16)),
     frames.dhcp_message((53, b"\1"), (55, b"\1\3"), (52, b"\3")),
     frames.dns_query("a.example", counts=(1, 0, 0, 1), rest=b"\0\0\x29\4\xd0\0\0\0\0\0\0"),
     frames.udp(b"data"),
