@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
+from vpnkit.net.offers import Offers
 from vpnkit.net.policy import Service
 from vpnkit.wire import dhcpv6, ipv6
 
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
     from vpnkit.flow.stream import GuestStream
     from vpnkit.net.guest import Guest
-    from vpnkit.services.dhcp import DhcpService
+    from vpnkit.services.dhcp import DhcpAnswer, DhcpService
     from vpnkit.services.dhcpv6 import Dhcpv6Service
     from vpnkit.services.dns import DnsService
+    from vpnkit.wire.dhcp import Buffer
     from vpnkit.wire.ipv6 import Ipv6Packet
 
     StreamService: TypeAlias = Callable[[GuestStream, bytes], Awaitable[None]]  # the stream, and the guest's address
@@ -35,28 +37,37 @@ class Gateway:
         self.more: Mapping[Service, StreamService] = {}  # likewise
         self._guest = guest
         self._dhcp = dhcp
+        self._offers = Offers(guest, dhcp, nursery)
         self._nursery = nursery
 
     def dhcp(self, source: bytes, source_mac: bytes, payload: memoryview) -> None:
         """A datagram to port 67."""
+        answer = self._dhcp_answer(source, source_mac, payload)
+        if answer is None:
+            return
+        if self._offers.should_wait(answer):
+            question = bytes(payload)
+            self._offers.wait(answer, lambda: self._dhcp_answer(source, source_mac, question), self._send_dhcp)
+            return
+        if answer.assigned is not None:
+            self._guest.station.given(answer.assigned, answer.client_mac)
+            self.on_lease(self._guest, answer.assigned, answer.client_mac)
+        self._send_dhcp(answer)
+
+    def _dhcp_answer(self, source: bytes, source_mac: bytes, payload: Buffer) -> DhcpAnswer | None:
         guest = self._guest
-        station = guest.station
-        answer = self._dhcp.datagram(
+        return self._dhcp.datagram(
             payload,
             source_mac,
             source,
             guest.now(),
             mtu=guest.link.capabilities.mtu,
-            may_speak_for=station.is_source,
+            may_speak_for=guest.station.is_source,
         )
-        if answer is None:
-            return
-        if answer.assigned is not None:
-            station.given(answer.assigned, answer.client_mac)
-            self.on_lease(guest, answer.assigned, answer.client_mac)
-        guest.udp.send(
-            guest.plan.gateway_ip.packed, 67, answer.destination_ip, 68, answer.destination_mac, (answer.payload,)
-        )
+
+    def _send_dhcp(self, answer: DhcpAnswer) -> None:
+        gateway = self._guest.plan.gateway_ip.packed
+        self._guest.udp.send(gateway, 67, answer.destination_ip, 68, answer.destination_mac, (answer.payload,))
 
     def dhcpv6(self, packet: Ipv6Packet, source_port: int, source_mac: bytes, payload: memoryview) -> None:
         """A datagram to port 547 of all servers' address or of ours.  The answer goes to the client's port, whichever

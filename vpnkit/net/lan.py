@@ -80,14 +80,19 @@ class Lan:
         return None if station is None else Holder(station, station.addresses[ip])
 
     async def resolve(self, ip: bytes) -> Holder | None:
-        """Who has `ip` (4 or 16 octets); guests are asked, by ARP or a neighbour solicitation, while nobody is known to.
-        None: nobody answers."""
+        """Who has `ip` (4 or 16 octets); guests are asked, by ARP or a neighbour solicitation, while nobody is known
+        to.  None: nobody answers."""
         for _ in range(RESOLVE_TRIES):
-            found = self.holder(ip)
+            found = await self.probe(ip, RESOLVE_SECONDS)
             if found is not None:
                 return found
+        return None
+
+    async def probe(self, ip: bytes, seconds: float) -> Holder | None:
+        """Who has `ip`; when nobody is known to, guests are asked once, and have that long to answer."""
+        if ip not in self._owners:
             self._ask(ip)
-            with trio.move_on_after(RESOLVE_SECONDS):
+            with trio.move_on_after(seconds):
                 while ip not in self._owners:
                     await self._changed.park()
         return self.holder(ip)

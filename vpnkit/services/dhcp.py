@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vpnkit.proto.dhcp import DhcpServer
+    from vpnkit.wire.dhcp import Buffer
 
 SERVER_PORT: Final = 67
 CLIENT_PORT: Final = 68
@@ -46,7 +47,7 @@ class DhcpService:
 
     def datagram(
         self,
-        payload: bytes | memoryview,
+        payload: Buffer,
         source_mac: bytes,
         source_ip: bytes,
         now: float,

@@ -84,7 +84,7 @@ class Neighbour:
             / DHCP(options=options)
         )
         self.send(request)
-        with trio.move_on_after(0.2):
+        with trio.move_on_after(0.5):  # an offer may wait for a guest that is silent
             answer = await self.hears(lambda frame: DHCP in frame)
             found = dict(option for option in answer[DHCP].options if isinstance(option, tuple))
             return {**found, "yiaddr": answer[BOOTP].yiaddr}
