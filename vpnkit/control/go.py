@@ -62,6 +62,8 @@ def decoded(request: Request) -> dict[str, Any]:
             raise GoError(400, "unexpected EOF") from None
         where = _quoted(text[error.pos])
         raise GoError(400, f"invalid character {where} in JSON at {error.pos}: {error.msg}") from None
+    except ValueError:  # a number of thousands of digits
+        raise GoError(400, "json: cannot unmarshal number") from None
     except RecursionError:
         raise GoError(400, "exceeded max depth") from None
     if value is None:
@@ -79,7 +81,7 @@ def text_of(fields: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         kind = KINDS[type(value)]
         raise GoError(400, f"json: cannot unmarshal {kind} into Go struct field .{name} of type string")
-    return value
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # half a pair is no character
 
 
 def split_host_port(text: str) -> tuple[str, str]:
