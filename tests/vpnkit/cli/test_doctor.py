@@ -113,6 +113,13 @@ def test_without_ping_or_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ping_group_range" in ping.mend
 
 
+@pytest.mark.parametrize(("world", "state"), [(True, "OK"), (False, "warn")])
+def test_a_way_into_the_ipv6_world(monkeypatch: pytest.MonkeyPatch, world: bool, state: str) -> None:
+    monkeypatch.setattr(checks, "has_ipv6", lambda: world)
+    monkeypatch.setattr(socket.socket, "bind", lambda *_: None)
+    assert checks.ipv6().state == state
+
+
 @pytest.mark.parametrize(
     ("limit", "state"), [(1024, "warn"), (4096, "OK"), (resource.RLIM_INFINITY, "OK")], ids=["few", "enough", "all"]
 )
