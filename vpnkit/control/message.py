@@ -73,6 +73,8 @@ class Request:
             return msgspec.json.decode(self.body, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise HttpError(400, "bad_request", f"the body does not fit: {error}") from None
+        except RecursionError:
+            raise HttpError(400, "bad_request", "the body does not fit: it is too deep") from None
 
 
 @dataclass(frozen=True, slots=True)
