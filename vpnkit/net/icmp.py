@@ -57,7 +57,8 @@ class IcmpTable:
             self.guest.count("listener_ignored" if kind in LISTENERS else "icmp_ignored")
         elif kind in icmpv6.ERRORS:
             parameter = int.from_bytes(packet.payload[4:8], "big")
-            self._error(problem_of(6, kind, code), packet, _quoted6(packet.payload[icmpv6.HEADER.size :]), parameter)
+            about = ipv6.decode_quote(packet.payload[icmpv6.HEADER.size :])
+            self._error(problem_of(6, kind, code), packet, about, parameter)
         elif kind != icmpv6.ECHO_REQUEST or code:
             self.guest.count("icmp_ignored")  # RFC 4443 section 2.4 (b)
         else:
@@ -167,12 +168,3 @@ def _quoted(quoted: memoryview) -> Ipv4Packet:
     source, destination = bytes(quoted[12:16]), bytes(quoted[16:20])
     header, payload = quoted[:length], quoted[length:]
     return Ipv4Packet(header, payload, quoted[1], 0, 0, quoted[8], quoted[9], source, destination)
-
-
-def _quoted6(quoted: memoryview) -> Ipv6Packet:
-    """The packet that an ICMPv6 error is about: one of ours has no extension header.  Raises WireError."""
-    if len(quoted) < ipv6.HEADER_SIZE + 8 or quoted[0] >> 4 != 6:
-        raise WireError("quote in an ICMPv6 error")
-    source, destination = bytes(quoted[8:24]), bytes(quoted[24:40])
-    header, payload = quoted[: ipv6.HEADER_SIZE], quoted[ipv6.HEADER_SIZE :]
-    return ipv6.Ipv6Packet(header, payload, 0, 0, quoted[7], quoted[6], source, destination)
