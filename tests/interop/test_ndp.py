@@ -191,5 +191,6 @@ def test_it_comes_and_goes_with_the_hosts_own(peer_program):
             lab.host.run("ip", "-6", "route", "del", "default")
             wait_for(lambda: inside.default_route() is None, "it has none any more", SECONDS)
             assert all(address.get("deprecated") for address in inside.addresses())
+            inside.guest.run("ping", "-6", "-c", "1", "-W", "3", GATEWAY6)  # what began goes on
     finally:
         lab.close()

@@ -46,15 +46,18 @@ class RouterConfig:
 
 
 def advertisement(config: RouterConfig, *, offered: bool, default_router: bool) -> RouterAdvertisement:
-    """What is true now.  Not `offered`: all of it is taken back (section 6.2.5; RFC 4862 section 5.5.3 keeps addresses
-    for a while, but nobody begins anything with them)."""
+    """What is true now.  Not `offered`: all of it is taken back (section 6.2.5).
+
+    The addresses stay valid for a while, as RFC 4862 section 5.5.3 keeps them anyway, and so does the way to us: what
+    began goes on, but nothing begins any more (RFC 9096).
+    """
     return RouterAdvertisement(
         ROUTER_LIFETIME if offered and default_router else 0,
         config.mac,
         managed=config.managed and offered,
         other=config.other and offered,
         mtu=config.mtu,
-        prefixes=(PrefixInformation(config.prefix, 64, VALID if offered else 0, PREFERRED if offered else 0),),
+        prefixes=(PrefixInformation(config.prefix, 64, VALID, PREFERRED if offered else 0),),
         dns=config.dns,
         dns_lifetime=DNS_LIFETIME if offered else 0,
         search=config.search,

@@ -183,7 +183,7 @@ async def test_what_comes_and_goes_with_the_hosts_network(make):
     assert len(taken_back) == 3
     for said in taken_back:
         assert said[ICMPv6ND_RA].routerlifetime == 0
-        assert (said[ICMPv6NDOptPrefixInfo].preferredlifetime, said[ICMPv6NDOptPrefixInfo].validlifetime) == (0, 0)
+        assert (said[ICMPv6NDOptPrefixInfo].preferredlifetime, said[ICMPv6NDOptPrefixInfo].validlifetime) == (0, 5400)
         assert said[ICMPv6NDOptRDNSS].lifetime == 0
 
     assert not say(wire, ICMPv6ND_RS(), destination=ROUTERS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -55,7 +56,7 @@ def test_a_lan_without_a_way_out():
 def test_all_of_it_is_taken_back(default_router):
     said = advertisement(CONFIG, offered=False, default_router=default_router)
     assert (said.router_lifetime, said.dns_lifetime, said.search_lifetime) == (0, 0, 0)
-    assert (said.prefixes[0].valid, said.prefixes[0].preferred) == (0, 0)
+    assert (said.prefixes[0].valid, said.prefixes[0].preferred) == (5400, 0)
     assert (said.dns, said.search) == (CONFIG.dns, CONFIG.search)  # it must say what it takes back
     assert not said.managed
     assert not said.other
@@ -195,7 +196,7 @@ def test_whatever_happens(happens, seed):
             advertiser.change(now, offered=what == "offer")
     said += run(advertiser, now + 60)
     for_all = [when for when, to in said if to is None]
-    assert all(b - a >= ndp.MIN_DELAY_BETWEEN_RAS - 1e-6 for a, b in zip(for_all, for_all[1:], strict=False))
+    assert all(b - a >= ndp.MIN_DELAY_BETWEEN_RAS - 1e-6 for a, b in pairwise(for_all))
     for when, who in asked:
         heard = [at - when for at, to in said if at >= when and (to is None or to.address == who)]
         assert heard
