@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vpnkit.control.captures import capture_routes
 from vpnkit.control.guest_api import GuestApi
 from vpnkit.control.gvproxy_forwards import GvproxyForwards
 from vpnkit.control.instance import instance_router
@@ -11,26 +12,31 @@ from vpnkit.control.tcp import listening_tcp, place_of, serve_tcp
 from vpnkit.net.operator import NetworkOperator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from contextlib import ExitStack
 
     import trio
 
-    from vpnkit.control.routes import Router
+    from vpnkit.control.routes import Route, Router
     from vpnkit.control.token import TcpControl
     from vpnkit.net.network import Network
 
 
 def start_control(
-    network: Network, nursery: trio.Nursery, closing: ExitStack, tcp: TcpControl | None = None
+    network: Network,
+    nursery: trio.Nursery,
+    closing: ExitStack,
+    tcp: TcpControl | None = None,
+    *tables: Iterable[Route],
 ) -> tuple[Router, str]:
     """The router of `network`, and ADDR:PORT where it is served over TCP, or an empty text.
 
-    Guests are served where the plan allows it.  `closing` is for what is to be closed after the tasks in `nursery`.
-    Raises ControlError when `tcp` cannot be had.
+    `tables` are routes beside those of `instance_router`.  Guests are served where the plan allows it.  `closing` is
+    for what is to be closed after the tasks in `nursery`.  Raises ControlError when `tcp` cannot be had.
     """
     operator = NetworkOperator(network)
     forwards = GvproxyForwards(operator)
-    router = instance_router(operator, forwards=forwards)
+    router = instance_router(operator, capture_routes(network.options.captures), *tables, forwards=forwards)
     if network.plan.gateway_api:
         nursery.start_soon(GuestApi(operator, forwards, network.plan.gateway_names).run, network)
     if tcp is None:

@@ -119,7 +119,7 @@ class EventHub:
 
     @property
     def is_heard(self) -> bool:
-        """Whether anybody listens: only then it is worth while to make an event."""
+        """Whether anybody listens."""
         return bool(self._listeners)
 
     def publish(self, event: Event) -> None:
