@@ -37,6 +37,7 @@ from vpnkit.services.dhcp import DhcpService
 from vpnkit.services.dhcpv6 import Dhcpv6Service
 from vpnkit.services.dns import DnsService
 from vpnkit.services.state_file import StateFile
+from vpnkit.wire import ipv4
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from tapdev.link import Link
     from tapdev.vmnet import Registration
     from vpnkit.flow.host import HostSockets
+    from vpnkit.net.captures import Captures
     from vpnkit.net.gateway import StreamService
     from vpnkit.net.plan import Plan
     from vpnkit.net.policy import Service
@@ -80,6 +82,7 @@ class NetworkOptions:
     nat64: bool = False  # IPv4 hosts are reached by IPv6 too, under 64:ff9b::/96 (RFC 6146, RFC 6147)
     ipv6: str = "auto"  # what is offered of it, as far as the plan has any: a key of IPV6_OFFERS
     allowed_bind_addresses: Sequence[IPv4Network | IPv6Network] = ()  # that forwards may listen on; empty: any
+    captures: Captures | None = None  # what every guest's frames are shown to
     connect_mtu: int = 1500  # octets, of guests that come by the control socket's /connect
     rng: random.Random = field(default_factory=random.SystemRandom)
     host: HostSockets = host_sockets  # the host's network, and
@@ -121,10 +124,12 @@ class Network:
             plan, self.lan, self.guests, self._admit, allowed=options.allowed_bind_addresses, nat64=options.nat64
         )
         self.forwards = self.ways_in.forwards
+        if options.captures is not None:
+            options.captures.flow_number = self._flow_number
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._limit = max((options.max_connections or soft) - RESERVED_DESCRIPTORS, 1)
+        self._limit = max(soft - RESERVED_DESCRIPTORS, 1)
         if options.max_connections is not None:
-            self._limit = min(self._limit + RESERVED_DESCRIPTORS, max(soft - RESERVED_DESCRIPTORS, 1))
+            self._limit = min(options.max_connections, self._limit)
 
     # Life
 
@@ -155,6 +160,9 @@ class Network:
         the other.  `name` is the link's, for people.  For `identity` see `Lan.attach`.
         """
         self._numbers += 1
+        if self.options.captures is not None:
+            name = name or type(link).__name__
+            link = self.options.captures.wrap(link, name)
         async with trio.open_nursery() as nursery:
             guest = Guest(
                 link,
@@ -239,9 +247,17 @@ class Network:
         self.events.publish(Warned(time=self.events.now(), message=message))
 
     def _lease_given(self, guest: Guest, ip: bytes, mac: bytes) -> None:
-        if self.events.is_heard:
-            given = LeaseGiven(time=self.events.now(), guest=guest.number, ip=str(ip_address(ip)), mac=mac.hex(":"))
-            self.events.publish(given)
+        given = LeaseGiven(time=self.events.now(), guest=guest.number, ip=str(ip_address(ip)), mac=mac.hex(":"))
+        self.events.publish(given)
+
+    def _flow_number(self, protocol: int, key: bytes) -> int | None:
+        """The id of an open flow by protocol, addresses and ports, the guest's first."""
+        for guest in self.guests:
+            if protocol == ipv4.TCP and (flow := guest.tcp.flows.get(key)) is not None:
+                return flow.number
+            if protocol == ipv4.UDP and (route := guest.udp.routes.get(key)) is not None:
+                return route.mapping.number
+        return None
 
     def _admit(self) -> bool:
         """Whether one more host socket is within the limit."""
