@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -187,6 +188,24 @@ def test_over_tcp_with_the_token(lab, guest, path, token_file):
     answer = lab.host.run("curl", "-sS", "-H", f"Authorization: Bearer {token}", f"http://{place}/v1/status")
     assert json.loads(answer)["name"] == "default"
     assert token not in guest.log()
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs/control.md"
+COMMANDS = [
+    line.partition("     #")[0]
+    for block in re.findall(r"```\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("curl --unix-socket $S ")
+]
+
+
+def test_the_commands_of_the_document(lab, path):
+    assert len(COMMANDS) > 15
+    for command in COMMANDS:
+        if "/v1/events" in command:
+            command += " --max-time 0.5 || test $? = 28"
+        answer = lab.host.run("sh", "-c", f"S={path}; {command.replace('curl', 'curl -sS --fail-with-body', 1)}")
+        assert "error" not in answer, command
 
 
 def test_the_guest_does_not_reach_the_socket_of_the_operator(guest):
