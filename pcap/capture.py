@@ -52,6 +52,7 @@ class Capture:
         self.counters: Counter[str] = Counter()
         self._clock_ns = clock_ns
         self._rings: dict[str, Ring] = {}
+        self._attached: list[Ring] = []
         self._interfaces: dict[int, str] = {0: ""}
         self._next_interface = 1
         # By direction and protocol: addresses and ports -> decision of the rules that decide for a flow
@@ -78,7 +79,7 @@ class Capture:
             raise ValueError(f"there is a capture named {rule.name} already")
         if len(self._rings) >= MAX_RULES:
             raise ValueError(f"there are {MAX_RULES} captures already")
-        ring = self._rings[rule.name] = PrivateRing(rule) if rule.private else Ring(rule)
+        ring = self._rings[rule.name] = make_ring(rule)
         self._rules_changed()
         return ring
 
@@ -87,8 +88,18 @@ class Capture:
         del self._rings[name]
         self._rules_changed()
 
+    def attach(self, ring: Ring) -> None:
+        """Feed a ring that is not among `rings`."""
+        self._attached.append(ring)
+        self._rules_changed()
+
+    def detach(self, ring: Ring) -> None:
+        """Feed it no longer.  Raises ValueError."""
+        self._attached.remove(ring)
+        self._rules_changed()
+
     def _rules_changed(self) -> None:
-        watches = [_Watch(ring) for ring in self._rings.values()]
+        watches = [_Watch(ring) for ring in [*self._rings.values(), *self._attached]]
         self._of_flow = tuple(watch for watch in watches if watch.of_flow)
         self._of_packet = tuple(watch for watch in watches if not watch.of_flow)
         for flows in self._flows:
@@ -205,6 +216,11 @@ class Capture:
             decisions.clear()
             self.counters["flows_forgotten"] += 1
         decisions[ends] = decision
+
+
+def make_ring(rule: Rule) -> Ring:
+    """A ring for `rule`, fed by nobody."""
+    return PrivateRing(rule) if rule.private else Ring(rule)
 
 
 class _Watch:

@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "expose": ("vpnkit.cli.ports:expose", "Forward ports of this host to a guest."),
     "unexpose": ("vpnkit.cli.ports:unexpose", "Stop forwarding them."),
     "leases": ("vpnkit.cli.leases:leases", "The addresses that a running instance gave out."),
+    "capture": ("vpnkit.cli.capture:capture", "The packets of a running instance: rings, files, live."),
     "doctor": ("vpnkit.cli.doctor:doctor", "What this machine allows, and how to mend what it does not."),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -49,11 +50,13 @@ class NetSettings:
     udp_filtering: str = "address"  # who may answer a guest's datagram; see NetworkOptions
     nat64: bool = False  # IPv4 hosts under 64:ff9b::/96
     isolate: bool = False  # guests may not speak to each other
+    capture: bool = True  # rings of the last packets are kept in memory
     ipv6: str = "auto"  # what is offered of it; a key of IPV6_OFFERS
     leasing: LeaseOptions = field(default_factory=LeaseOptions)
     name: str = "default"
     control: Path | None = None  # None: where `name` puts it
     control_tcp: TcpControl | None = None  # the control API over TCP as well
+    p9: Path | None = None  # the 9P socket, if there is to be one
     log_level: str = "warning"
     log_json: bool = False
 
@@ -61,6 +64,11 @@ class NetSettings:
     def control_path(self) -> Path:
         """The control socket."""
         return self.control or socket_path(self.name)
+
+    @property
+    def socket_paths(self) -> list[Path]:
+        """Every unix socket that is ours to make."""
+        return [self.control_path, *([self.p9] if self.p9 is not None else [])]
 
 
 def subnet(text: str) -> IPv4Network:
@@ -185,7 +193,7 @@ OPTIONS: Final = (
         "--dns-zone",
         metavar="ZONE=SERVER[,SERVER]",
         multiple=True,
-        help="Forward queries to this server; may be repeated.  [default: those of /etc/resolv.conf]",
+        help="Who is asked about names in ZONE; may be repeated.",
     ),
     parsed(
         hosts_file,
@@ -226,6 +234,7 @@ OPTIONS: Final = (
         help="Let guests reach IPv4 hosts by IPv6, under 64:ff9b::/96, and give names such addresses (DNS64).",
     ),
     *LEASE_OPTIONS,
+    click.option("--no-capture", is_flag=True, help="Keep no packets in memory, and let nobody capture any."),
     click.option("--isolate", is_flag=True, help="Guests may not speak to each other."),
     click.option("--name", metavar="NAME", default="default", show_default=True, help="The name of this instance."),
     click.option(
@@ -249,6 +258,13 @@ OPTIONS: Final = (
         "--gateway-api",
         is_flag=True,
         help="Let guests forward ports of this host to themselves, at port 80 of the gateway, as gvproxy does.",
+    ),
+    click.option(
+        "--9p",
+        "p9",
+        metavar="PATH",
+        type=click.Path(path_type=Path),
+        help="Serve 9P on this unix socket: forwards and the instance's state as files.",
     ),
     click.option(
         "--log-level", type=click.Choice(LEVELS), default="warning", show_default=True, help="What is logged on stderr."
@@ -305,17 +321,25 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         udp_filtering=options["udp_filtering"],
         nat64=options["nat64"],
         isolate=options["isolate"],
+        capture=not options["no_capture"],
         leasing=leases_from(options),
         ipv6=options["ipv6"],
         name=check_name(options["name"]),
         control=options["control"],
         control_tcp=_tcp_control(options["control_tcp"], options["control_token_file"]),
+        p9=options["p9"],
         log_level=options["log_level"],
         log_json=options["log_json"],
     )
     if settings.control is not None and not settings.control.name:
         raise ConfigError(f"--control {settings.control} is not the path of a socket")
     check_length(settings.control_path)
+    if settings.p9 is not None:
+        if not settings.p9.name:
+            raise ConfigError(f"--9p {settings.p9} is not the path of a socket")
+        check_length(settings.p9)
+        if os.path.realpath(settings.p9) == os.path.realpath(settings.control_path):
+            raise ConfigError(f"--9p {settings.p9} is the control socket; each needs a path of its own")
     return settings
 
 

@@ -11,7 +11,7 @@ from vpnkit.cli.logs import LEVELS, configure
 from vpnkit.control.paths import ControlError, instances, socket_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 Report = TypeVar("Report")
@@ -61,6 +61,17 @@ def change(method: str, target: str, value: object, kind: type[Report], options:
     path = options["control"] or socket_path(options["name"])
     try:
         return _decoded(request(path, method, target, value), kind)
+    except NotRunning as error:
+        raise _absent(path, options["name"], options["control"]) from error
+
+
+def streamed(target: str, options: Mapping[str, Any]) -> Iterator[bytes]:
+    """The body at `target` as it comes.  Raises as `fetch` does."""
+    from vpnkit.control.client import NotRunning, stream
+
+    path = options["control"] or socket_path(options["name"])
+    try:
+        yield from stream(path, target)
     except NotRunning as error:
         raise _absent(path, options["name"], options["control"]) from error
 

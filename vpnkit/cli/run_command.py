@@ -53,6 +53,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
         )
 
     def behaviour() -> NetworkOptions:
+        from vpnkit.net.captures import Captures
         from vpnkit.net.network import NetworkOptions
 
         return NetworkOptions(
@@ -67,6 +68,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
             leasing=settings.leasing,
             ipv6=settings.ipv6,
             nat64=settings.nat64,
+            captures=Captures() if settings.capture else None,
         )
 
     from vpnkit.cli.run import run
@@ -82,4 +84,6 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
         offload=settings.offload,
         control=control,
         control_tcp=settings.control_tcp,
+        p9=settings.p9,
+        ipv6=settings.ipv6,
     )

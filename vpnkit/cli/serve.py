@@ -26,12 +26,13 @@ from vpnkit.cli.activation import addresses, adopt, inherited_sockets
 from vpnkit.cli.limits import raise_descriptor_limit
 from vpnkit.cli.readiness import ServiceManager, ready_line, write_ready
 from vpnkit.control.http import serve_http
-from vpnkit.control.instance import instance_router
-from vpnkit.control.listen import listening
-from vpnkit.control.tcp import listening_tcp, place_of, serve_tcp
+from vpnkit.control.listen import P9_SOCKET, listening
+from vpnkit.control.p9.server import serve_p9
+from vpnkit.control.p9.tree import instance_tree
+from vpnkit.control.serving import start_control
 from vpnkit.errors import VpnkitError
+from vpnkit.net.captures import Captures
 from vpnkit.net.network import Network, NetworkOptions
-from vpnkit.net.operator import NetworkOperator
 from vpnkit.wire.checksum import enable_fast_sums
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def serve(
 
     adopted = adopt(
         inherited_sockets(os.environ),
-        [*(address for spec in links for address in addresses(spec)), str(settings.control_path)],
+        [*(address for spec in links for address in addresses(spec)), *map(str, settings.socket_paths)],
         {spec.fd for spec in links if spec.fd is not None},
     )
     options = NetworkOptions(
@@ -94,6 +95,7 @@ def serve(
         ipv6=settings.ipv6,
         nat64=settings.nat64,
         isolate=settings.isolate,
+        captures=Captures() if settings.capture else None,
         connect_mtu=mtu or DEFAULT_MTU[Kind.STDIO],
     )
     if any(spec.kind is not Kind.TAP for spec in links):
@@ -112,16 +114,14 @@ def serve(
                     source = _open(spec, mtu, settings.offload, adopted)
                     closing.callback(source.close)
                     sources.append(source)
-                listener = closing.enter_context(_control(settings.control_path, adopted))
+                listener = closing.enter_context(_listening(settings.control_path, adopted))
                 exposed = [str(forward.spec) for text in forwards for forward in await network.expose(text)]
 
-                router = instance_router(NetworkOperator(network))
+                router, control_tcp = start_control(network, nursery, closing, settings.control_tcp)
                 nursery.start_soon(serve_http, listener, router)
-                control_tcp = ""
-                if settings.control_tcp is not None:
-                    tcp_listener = closing.enter_context(listening_tcp(settings.control_tcp))
-                    nursery.start_soon(serve_tcp, tcp_listener, router, settings.control_tcp)
-                    control_tcp = place_of(tcp_listener)
+                if settings.p9 is not None:
+                    p9_listener = closing.enter_context(_listening(settings.p9, adopted, *P9_SOCKET))
+                    nursery.start_soon(serve_p9, p9_listener, instance_tree(network))
                 nursery.start_soon(_run, sources, network, nursery.cancel_scope)
                 nursery.start_soon(manager.feed_watchdog)
                 urls = [str(source.spec) for source in sources]
@@ -162,18 +162,18 @@ async def _run_one(source: Source, network: Network) -> None:
 
 
 @contextmanager
-def _control(path: Path, adopted: Mapping[str, int]) -> Iterator[trio.SocketListener]:
-    """A listener on the control socket, which the service manager may have made."""
+def _listening(path: Path, adopted: Mapping[str, int], *words: str) -> Iterator[trio.SocketListener]:
+    """A listener on a socket of ours, which the service manager may have made.  `words` are those of `listening`."""
     fd = adopted.get(str(path))
     if fd is None:
-        with listening(path) as listener:
+        with listening(path, *words) as listener:
             yield listener
         return
     with socket.socket(fileno=fd) as server:
         try:
             yield trio.SocketListener(trio.socket.from_stdlib_socket(server))
         except ValueError as error:
-            raise ServeError(f"control socket {path} of socket activation: {error}; ListenStream= makes one") from error
+            raise ServeError(f"socket {path} of socket activation: {error}; ListenStream= makes one") from error
 
 
 async def _end_on_signal(

@@ -7,6 +7,7 @@ no TLS, no compression, no range, no multipart.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -40,13 +41,20 @@ class Connection:
     """One client: requests in order, one answer each."""
 
     def __init__(
-        self, stream: trio.abc.HalfCloseableStream, router: Router, guard: Guard = OWNER, *, peer: str = ""
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        router: Router,
+        guard: Guard = OWNER,
+        *,
+        peer: str = "",
+        process: tuple[int, int] | None = None,
     ) -> None:
-        """`peer` is the address of the guest that asks; empty for the operator."""
+        """`peer` is the address of the guest that asks; empty for the operator.  `process` is (pid, uid), if known."""
         self._stream = stream
         self._router = router
         self._guard = guard
         self._peer = peer
+        self._process = process
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER)
         self._method = b""  # of the request that is being answered, once it is known
 
@@ -169,7 +177,7 @@ class Connection:
                 if len(body) > MAX_BODY:
                     raise _too_large_body()
             elif isinstance(event, h11.EndOfMessage) and head is not None:
-                return Request(head.method, head.path, head.query, head.headers, bytes(body), head.peer)
+                return replace(head, body=bytes(body))
             else:  # ConnectionClosed, or PAUSED after a request whose protocol we do not switch
                 return None
 
@@ -199,7 +207,7 @@ class Connection:
                 authority, _, path = rest.partition("/")
                 target = "/" + path
         path, _, query = target.partition("?")
-        request = Request(head.method.decode("latin-1"), path, query, headers, peer=self._peer)
+        request = Request(head.method.decode("latin-1"), path, query, headers, peer=self._peer, process=self._process)
         self._guard.check(request, authority)
         length = request.header("content-length")
         if length is not None and int(length) > MAX_BODY:

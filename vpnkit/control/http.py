@@ -9,6 +9,7 @@ import trio
 
 from portfwd.accept import Acceptor
 from vpnkit.control.connection import OWNER, Connection
+from vpnkit.control.listen import process_of
 from vpnkit.control.message import HttpError, Stream, Takeover
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ async def serve_http(listener: trio.SocketListener, router: Router, guard: Guard
     async def serve(stream: trio.SocketStream) -> None:
         async def converse() -> None:
             nonlocal serving, streaming
-            connection = Connection(stream, router, guard)
+            connection = Connection(stream, router, guard, process=process_of(stream))
             try:
                 going_on = await connection.serve()
             finally:

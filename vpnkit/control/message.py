@@ -44,6 +44,7 @@ class Request:
     body: bytes = b""
     peer: str = ""  # the address of the guest that asks; empty for the operator
     parameters: Mapping[str, str] = field(default_factory=dict)  # of the path, percent-decoded
+    process: tuple[int, int] | None = None  # (pid, uid) that asks, where the system tells
 
     def header(self, name: str) -> str | None:
         """The first field of that (lower case) name."""
