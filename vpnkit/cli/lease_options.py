@@ -89,6 +89,14 @@ LEASE_OPTIONS: Final = (
         help="The TFTP server with the boot file.  [default: our address]",
     ),
     click.option(
+        "--ntp-server",
+        "ntp_servers",
+        metavar="ADDRESS",
+        callback=_parsed(_address),
+        multiple=True,
+        help="A time server that DHCP tells guests of; may be repeated.",
+    ),
+    click.option(
         "--dhcp-json",
         metavar="FILE",
         type=click.Path(path_type=Path),
@@ -118,6 +126,7 @@ def leases_from(options: Mapping[str, Any]) -> LeaseOptions:
         static=static,
         next_server=options["next_server"],
         boot_file=options["boot_file"] or "",
+        ntp=tuple(options["ntp_servers"]),
         dhcp_json=options["dhcp_json"],
         state=options["state"],
     )

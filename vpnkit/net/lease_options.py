@@ -23,5 +23,6 @@ class LeaseOptions:
     static: tuple[StaticLease, ...] = ()
     next_server: IPv4Address | None = None  # who has the boot file; None: the gateway
     boot_file: str = ""
+    ntp: tuple[IPv4Address, ...] = ()  # time servers
     dhcp_json: Path | None = None  # the original's file: domainName and searchDomains
     state: Path | None = None  # where leases are kept between runs

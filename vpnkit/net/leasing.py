@@ -41,6 +41,7 @@ def dhcp_config(plan: Plan, options: LeaseOptions | None = None) -> DhcpConfig:
         mtu=plan.mtu,
         domain=plan.domain,
         search=plan.search,
+        ntp=tuple(server.packed for server in options.ntp),
         next_server=None if options.next_server is None else options.next_server.packed,
         boot_file=options.boot_file,
     )

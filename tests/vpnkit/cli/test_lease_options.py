@@ -72,7 +72,7 @@ def test_all_of_them(tmp_path):
     found = command(
         *("--lease", "02:50:00:00:00:09=192.168.65.9,db", "--lease", "02:50:00:00:00:0a=192.168.65.10"),
         *("--boot-file", "http://192.168.65.2:8000/boot.ipxe", "--next-server", "192.168.65.2"),
-        *("--dhcp-json", str(json), "--state", str(state)),
+        *("--dhcp-json", str(json), "--state", str(state), "--ntp-server", "10.0.0.1", "--ntp-server", "10.0.0.2"),
     )
     assert found == LeaseOptions(
         static=(
@@ -81,6 +81,7 @@ def test_all_of_them(tmp_path):
         ),
         next_server=IPv4Address("192.168.65.2"),
         boot_file="http://192.168.65.2:8000/boot.ipxe",
+        ntp=(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")),
         dhcp_json=json,
         state=state,
     )
@@ -96,6 +97,7 @@ def test_all_of_them(tmp_path):
         (["--boot-file", ""], "255"),
         (["--boot-file", "a\nb"], "255"),
         (["--next-server", "x", "--boot-file", "y"], "IPv4"),
+        (["--ntp-server", "pool.example"], "IPv4"),
         (["--next-server", "10.0.0.1"], "without --boot-file"),
     ],
 )

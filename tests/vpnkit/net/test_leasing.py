@@ -35,6 +35,12 @@ def test_a_boot_file():
     assert (offer.siaddr, offer.file) == (bytes((192, 168, 65, 2)), b"pxelinux.0")
 
 
+def test_time_servers():
+    options = LeaseOptions(ntp=(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")))
+    offer = told(DhcpService(DhcpServer(dhcp_config(Plan(), options))))
+    assert offer.options[dhcp.NTP_SERVER] == bytes((10, 0, 0, 1, 10, 0, 0, 2))
+
+
 def test_a_static_lease_outside_of_the_pool():
     server = DhcpServer(dhcp_config(Plan(guest=IPv4Address("192.168.65.100"))))
     reserve(server, Plan(), [StaticLease(MAC, IPv4Address("192.168.65.9"), "db")])
