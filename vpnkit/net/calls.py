@@ -35,14 +35,16 @@ class Calls:
         caller: tuple[bytes, int] | None = None,
         first: bytes = b"",
         idle: float | None = None,
+        patience: float | None = None,
         name: str = "",
     ) -> None:
         """Join the connected, non-blocking `host` with `port` at the guest's `destination`; return when both are
         closed.
 
         The guest is called from `caller`, an address and a port that may be replaced if it is taken, or from ours;
-        `first` is what he is told first.  After `idle` seconds without an octet both are reset.  `name` is what the
-        other end is, for people, where it has no address.  Takes over `host`.  Raises OSError when there is no room.
+        `first` is what he is told first.  After `idle` seconds without an octet, or `patience` without an answer, both
+        are reset.  `name` is what the other end is, for people, where it has no address.  Takes over `host`.  Raises
+        OSError when there is no room.
         """
         guest = self._guest
         source, source_port = caller or (guest.plan.caller(destination), None)
@@ -60,12 +62,22 @@ class Calls:
         self._waiting[flow] = None
         guest.settle_now(flow)
         try:
-            await self._end(flow, idle)
+            if patience is None or await self._answered(flow, patience):
+                await self._end(flow, idle)
         finally:
             self._waiting.pop(flow, None)
             if not flow.connection.is_closed:
                 flow.abort("the forward is gone")
                 guest.settle_now(flow)
+
+    async def _answered(self, flow: SpliceFlow, patience: float) -> bool:
+        """Whether the guest answered, be it with a refusal, which is the end.  Looked at when the time is over."""
+        with trio.move_on_after(patience):
+            await flow.wait_released()
+        if flow.connection.state is State.SYN_SENT:
+            self._guest.count("tcp_call_unanswered")
+            return False
+        return True
 
     async def _end(self, flow: SpliceFlow, idle: float | None) -> None:
         if idle is None:

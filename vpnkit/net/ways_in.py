@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from portfwd.errors import ForwardError
 from portfwd.proxy_protocol import header_of
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from vpnkit.net.guest import Guest
     from vpnkit.net.lan import Holder, Lan
     from vpnkit.net.plan import Plan
+
+TUNNEL_PATIENCE: Final = 10.0  # seconds until a guest has to answer; gvproxy's
 
 
 class WaysIn:
@@ -92,7 +94,7 @@ class WaysIn:
         is over.  Takes over the stream.  Raises OSError."""
         host = socket.socket(fileno=stream.socket.detach())
         guest = await self._found(host, destination)
-        await guest.calls.join(host, destination, port, first=received, name="tunnel")
+        await guest.calls.join(host, destination, port, first=received, patience=TUNNEL_PATIENCE, name="tunnel")
 
     async def _found(self, host: socket.socket, destination: bytes) -> Guest:
         """The guest that `host` is to be joined with; it is reset, and OSError raised, when there is none."""
