@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -47,6 +47,7 @@ class NetSettings:
     hosts: tuple[str, ...] = ()  # hosts files
     dns_log: bool = False
     max_connections: int | None = None  # None: as many as the descriptor limit allows
+    allowed_bind_addresses: tuple[IPv4Network | IPv6Network, ...] = ()  # that forwards may listen on; empty: any
     udp_filtering: str = "address"  # who may answer a guest's datagram; see NetworkOptions
     nat64: bool = False  # IPv4 hosts under 64:ff9b::/96
     isolate: bool = False  # guests may not speak to each other
@@ -129,6 +130,14 @@ def hosts_file(text: str) -> str:
     if not Path(text).is_file():
         raise ValueError(f"{text!r} is not a file")
     return text
+
+
+def bind_network(text: str) -> IPv4Network | IPv6Network:
+    """An address, or a network in CIDR notation."""
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither an address like 127.0.0.1 nor a network like 127.0.0.0/8") from None
 
 
 def parsed(parse: Callable[[str], object], *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
@@ -220,6 +229,13 @@ OPTIONS: Final = (
         metavar="N",
         type=click.IntRange(min=1),
         help="Host sockets at once.  [default: as the descriptor limit allows]",
+    ),
+    parsed(
+        bind_network,
+        "--allowed-bind-addresses",
+        metavar="ADDRESS|CIDR",
+        multiple=True,
+        help="Forwards may listen on these addresses of this host only; may be repeated.  [default: on any]",
     ),
     click.option(
         "--udp-filtering",
@@ -318,6 +334,7 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         hosts=tuple(options["hosts"]),
         dns_log=options["dns_log"],
         max_connections=options["max_connections"],
+        allowed_bind_addresses=tuple(options["allowed_bind_addresses"]),
         udp_filtering=options["udp_filtering"],
         nat64=options["nat64"],
         isolate=options["isolate"],

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     "--publish",
     metavar="SPEC",
     multiple=True,
-    help="Forward a port of this host: [HOST_IP:]HOST_PORT:[GUEST_IP:]GUEST_PORT, or PORT, or ranges; may be repeated.",
+    help="Forward a port of this host: [HOST_IP:]HOST_PORT:[GUEST_IP:]GUEST_PORT[/udp], or PORT, or ranges, or what "
+    "`vpnkit expose --help` has; may be repeated.",
 )
 @click.argument("command", metavar="CMD [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **options: Any) -> int:
@@ -64,6 +65,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
             dns_log=settings.dns_log,
             verify_checksums=settings.verify_checksums,
             max_connections=settings.max_connections,
+            allowed_bind_addresses=settings.allowed_bind_addresses,
             udp_filtering=settings.udp_filtering,
             leasing=settings.leasing,
             ipv6=settings.ipv6,
