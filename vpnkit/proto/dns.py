@@ -69,6 +69,7 @@ class Lookup:
     at: int = -1  # the server asked last
     asked: dict[int, int] = field(default_factory=dict)  # how often
     failed: set[int] = field(default_factory=set)
+    answered_by: int = -1  # the server heard last
     silent: set[int] = field(default_factory=set)  # those whose silence was counted
     heard: dict[int, bytes] = field(default_factory=dict)  # the answers of servers that race
     generation: int = 0  # of what the servers were chosen from

@@ -158,13 +158,16 @@ class Cache:
         """
         self.counters.hits += 1
         entry.hits += 1
-        variant = self._variant(entry, query)
+        variant = self.variants.get(message[2:]) if keep else None
+        if variant is None:
+            variant = self._variant(entry, query)
+            small = len(variant.template) <= MAX_VARIANT
+            if keep and small and not query.options and len(entry.queries) < MAX_VARIANTS:
+                self.variants[message[2:]] = variant
+                entry.queries.append(message[2:])
+                self._grow(entry, 3 * len(variant.template) + OVERHEAD)
         variant.grow_older(int(now - entry.stored))
-        if keep and not query.options and len(entry.queries) < MAX_VARIANTS and len(variant.template) <= MAX_VARIANT:
-            variant.until = min(entry.refresh_at, entry.expires)
-            self.variants[message[2:]] = variant
-            entry.queries.append(message[2:])
-            self._grow(entry, 3 * len(variant.template) + OVERHEAD)
+        variant.until = min(entry.refresh_at, entry.expires)
         return message[:2] + variant.body
 
     def stale_answer(self, entry: Entry, query: Query, now: float) -> bytes:

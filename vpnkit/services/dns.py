@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from vpnkit.errors import WireError
 from vpnkit.flow.host import resolver_socket
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.dns import FINAL, HELD, TOTAL_SECONDS, WRONG, Forwarder
 from vpnkit.proto.dns_cache import STALE_RETRY, STALE_SECONDS
+from vpnkit.proto.dns_upstreams import ATTEMPT_SECONDS
 from vpnkit.services import dns64 as dns64_service
 from vpnkit.services.dns_attempts import Attempt, DatagramAttempt, TaskAttempt
+from vpnkit.services.dns_intake import STREAM_SIZE, understand
 from vpnkit.services.dns_log import logged
 from vpnkit.services.dns_statistics import DnsStatistics, Own, statistics
 from vpnkit.services.dns_stream import MAX_STREAM_LOOKUPS, MAX_STREAMS, StreamClient
@@ -33,7 +35,7 @@ from vpnkit.wire import dns
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vpnkit.flow.clock import Deadlines
     from vpnkit.flow.poller import Poller
@@ -44,10 +46,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MAX_LATE: Final = 16  # losers of races that are listened to; the others are not
 MAX_WRONG: Final = 64  # answers to something else on one socket; then its server counts as dead
 MAX_SOCKETS: Final = 768  # UDP sockets open; a lookup that wants another gives up its oldest
 STALE_AFTER: Final = 1.8  # seconds without an answer until what is stale is told, RFC 8767 section 5
-STREAM_SIZE: Final = 65535  # octets of the largest message over TCP
 
 
 class DnsService:
@@ -76,6 +78,7 @@ class DnsService:
         self._clock = clock
         self._forwarder = Forwarder(rng, resolver.upstreams.patience)
         self._attempts: dict[Lookup, list[Attempt]] = {}
+        self._late: dict[Attempt, float] = {}  # attempts of lookups that are over, and until when they may answer
         self._came: deque[tuple[TaskAttempt, bytes | None]] = deque()
         self._sockets = 0
         self._streams = 0
@@ -102,37 +105,13 @@ class DnsService:
             self._cache.counters.hits += 1
             reply(message[:2] + variant.body)
             return
-        query = self._understand(message)
+        query = understand(message, self.own)
         if query is None:
             return
         if isinstance(query, bytes):
             reply(query)
             return
         self._answer(query, message, client_ip, reply, now)
-
-    def _understand(self, message: bytes, *, stream: bool = False) -> Query | bytes | None:
-        """The query, or an answer that says what is wrong with it, or None: not to be answered at all."""
-        own = self.own
-        if len(message) < dns.HEADER.size:
-            own.malformed += 1
-            return None
-        if message[2] & 0x80:  # QR: answering responses is how two servers never stop talking (CVE-2024-2169)
-            own.responses += 1
-            return None
-        if message[2] & 0x78:  # an opcode other than QUERY
-            own.not_implemented += 1
-            return dns.encode_error(message, dns.NOTIMP)
-        try:
-            query = dns.decode_query(message)
-        except WireError:
-            own.malformed += 1
-            return dns.encode_error(message, dns.FORMERR)
-        if query.qtype == dns.AXFR or (stream and query.qtype == dns.IXFR):
-            own.not_implemented += 1
-            return dns.encode_reply(query, dns.NOTIMP)
-        if stream:
-            query.udp_size = STREAM_SIZE
-        return query
 
     def _answer(
         self,
@@ -239,19 +218,23 @@ class DnsService:
 
     def next_deadline(self) -> float:
         """For the guest's Deadlines."""
-        return float("-inf") if self._came else self._forwarder.next_deadline()
+        if self._came:
+            return float("-inf")
+        return min(self._forwarder.next_deadline(), min(self._late.values(), default=NEVER))
 
     def on_deadline(self, now: float) -> None:
         """Hear what tasks got, and go on to the next server for those who waited long enough."""
         while self._came:
             attempt, data = self._came.popleft()
-            if attempt not in self._attempts.get(attempt.lookup, ()):
+            if attempt not in self._attempts.get(attempt.lookup, ()) and attempt not in self._late:
                 continue
-            with _Containment(self, attempt.lookup):
+            with self._contained(attempt.lookup):
                 if data is None or self.heard(attempt, data):
                     self.server_failed(attempt)
+        for late in [late for late, until in self._late.items() if until <= now]:
+            self.server_failed(late)
         for lookup in self._forwarder.overdue(now):
-            with _Containment(self, lookup):
+            with self._contained(lookup):
                 self._overdue(lookup, now)
 
     def _overdue(self, lookup: Lookup, now: float) -> None:
@@ -327,6 +310,8 @@ class DnsService:
     def heard(self, attempt: Attempt, data: bytes) -> bool:
         lookup = attempt.lookup
         verdict = lookup.judge(attempt.index, data)
+        if lookup not in self._attempts:
+            return self._heard_late(attempt, verdict)
         if verdict == WRONG:
             self.own.mismatched += 1
             attempt.wrong += 1
@@ -335,6 +320,7 @@ class DnsService:
             self.server_failed(attempt)
             return False
         self.resolver.upstreams.answered(lookup.servers[attempt.index], self._clock() - attempt.sent_at)
+        lookup.answered_by = attempt.index
         if verdict == FINAL:
             self._finish(lookup, lookup.best)
         elif verdict == HELD:
@@ -346,7 +332,28 @@ class DnsService:
 
     def server_failed(self, attempt: Attempt) -> None:
         self.resolver.upstreams.failed(attempt.lookup.servers[attempt.index], self._clock())
-        self._go_on_without(attempt)
+        if attempt.lookup in self._attempts:
+            self._go_on_without(attempt)
+        else:
+            self._forget_late(attempt)
+
+    # Those who lost a race are listened to for a while: that is how one is known to be back, or not so slow any more.
+
+    def _heard_late(self, attempt: Attempt, verdict: str) -> bool:
+        if verdict == WRONG:
+            self.own.mismatched += 1
+            attempt.wrong += 1
+            if attempt.wrong < MAX_WRONG:
+                return True
+            self._forget_late(attempt)
+            return False
+        self.resolver.upstreams.answered(attempt.lookup.servers[attempt.index], self._clock() - attempt.sent_at)
+        self._forget_late(attempt)
+        return False
+
+    def _forget_late(self, attempt: Attempt) -> None:
+        if self._late.pop(attempt, None) is not None:
+            self._close(attempt)
 
     def _go_on_without(self, attempt: Attempt) -> None:
         """The server of `attempt` will not help: ask another, unless one is being asked already."""
@@ -366,7 +373,7 @@ class DnsService:
         self._deadlines.update(self)
 
     def _finish(self, lookup: Lookup, answer: bytes | None) -> None:
-        self._end_attempts(lookup)
+        self._end_attempts(lookup, listen=lookup.choice.at_once > 1 and not lookup.choice.racing)
         answer = lookup.best if answer is None else answer
         now = self._clock()
         if answer is None or answer[3] & dns.RCODE in (dns.SERVFAIL, dns.REFUSED):
@@ -382,15 +389,29 @@ class DnsService:
         for reply, data in self._forwarder.finish(lookup, answer):
             reply(data)
 
-    def abandon(self, lookup: Lookup) -> None:
+    @contextmanager
+    def _contained(self, lookup: Lookup) -> Iterator[None]:
+        """What raises while one lookup is served ends that lookup, and no other."""
+        try:
+            yield
+        except Exception as error:
+            self.abandon(lookup, error)
+
+    def abandon(self, lookup: Lookup, error: BaseException) -> None:
         """Something raised: end the lookup, and tell nobody."""
+        log.error("a lookup failed", exc_info=error)
         self.own.failed += 1
         self._end_attempts(lookup)
         self._forwarder.finish(lookup, None)
 
-    def _end_attempts(self, lookup: Lookup) -> None:
+    def _end_attempts(self, lookup: Lookup, *, listen: bool = False) -> None:
         for attempt in self._attempts.pop(lookup, ()):
-            self._close(attempt)
+            over = attempt.index in (lookup.answered_by, *lookup.silent, *lookup.failed)
+            if listen and not over and len(self._late) < MAX_LATE:
+                self._late[attempt] = attempt.sent_at + ATTEMPT_SECONDS
+                self._deadlines.update(self)
+            else:
+                self._close(attempt)
 
     def _close(self, attempt: Attempt) -> None:
         if isinstance(attempt, DatagramAttempt):
@@ -422,7 +443,7 @@ class DnsService:
         now = self._clock()
         if now >= self.resolver.look_at:
             self.resolver.look(now)
-        query = self._understand(message, stream=True)
+        query = understand(message, self.own, stream=True)
         if query is None or isinstance(query, bytes):
             return query
         if self._stream_lookups >= MAX_STREAM_LOOKUPS:
@@ -460,22 +481,6 @@ class DnsService:
         self._forwarder.abandon()
         for lookup in list(self._attempts):
             self._end_attempts(lookup)
+        for attempt in list(self._late):
+            self._forget_late(attempt)
         self._came.clear()
-
-
-class _Containment:
-    """What raises while one lookup is served ends that lookup, and no other."""
-
-    def __init__(self, service: DnsService, lookup: Lookup) -> None:
-        self._service = service
-        self._lookup = lookup
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
-        if error is None or not isinstance(error, Exception):
-            return False
-        log.error("a lookup failed", exc_info=error)
-        self._service.abandon(self._lookup)
-        return True

@@ -31,8 +31,8 @@ class Owner(Protocol):
         """It will get nothing."""
         ...
 
-    def abandon(self, lookup: Lookup) -> None:
-        """Something raised."""
+    def abandon(self, lookup: Lookup, error: BaseException) -> None:
+        """Something raised that."""
         ...
 
     def came(self, attempt: TaskAttempt, data: bytes | None) -> None:
@@ -101,7 +101,7 @@ class DatagramAttempt(Attempt):
                 return
 
     def on_failure(self, error: BaseException) -> None:
-        self.owner.abandon(self.lookup)
+        self.owner.abandon(self.lookup, error)
 
 
 class TaskAttempt(Attempt):

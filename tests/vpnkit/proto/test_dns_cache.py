@@ -321,17 +321,24 @@ class Asking(RuleBasedStateMachine):
         self.now += seconds
 
     @rule(
-        number=st.integers(0, 8), upper=st.booleans(), edns=st.sampled_from([{}, {"use_edns": 0}]), forget=st.booleans()
+        number=st.integers(0, 8),
+        upper=st.booleans(),
+        edns=st.sampled_from([{}, {"use_edns": 0}]),
+        look=st.booleans(),
+        forget=st.booleans(),
     )
-    def ask(self, number: int, upper: bool, edns: dict[str, Any], forget: bool) -> None:
+    def ask(self, number: int, upper: bool, edns: dict[str, Any], look: bool, forget: bool) -> None:
         name = f"n{number}.example"
         query = query_bytes(name.upper() if upper else name, id=self.rng.getrandbits(16), **edns)
         variant = self.cache.variants.get(query[2:])
-        if variant is not None and self.now < variant.until:
+        if variant is not None and self.now < variant.until and not look:
             variant.grow_older(int(self.now - variant.entry.stored))
             told: dns.message.Message | None = dns.message.from_wire(query[:2] + variant.body)
         else:
             told = get(self.cache, query, self.now)
+        entry = self.cache.find(wire.decode_query(query))
+        if entry is not None and self.now < entry.expires:
+            self.cache.wants_refresh(entry, self.now)
         if told is not None:
             when, ttl, address = self.stored[name]
             assert str(told.answer[0][0]) == address

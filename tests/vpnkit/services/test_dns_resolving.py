@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.01)
+    """Jumps when nothing happened for a moment, which must be longer than a busy machine needs for an answer."""
+    return trio.testing.MockClock(autojump_threshold=0.03)
 
 
 async def test_asked_once_answered_often(clock: trio.testing.MockClock) -> None:
@@ -71,15 +72,16 @@ async def test_all_guests_share_what_is_known(clock: trio.testing.MockClock) -> 
 async def test_popular_names_never_wait(clock: trio.testing.MockClock) -> None:
     async with lan(honest()) as net:
         await net.ask(query_bytes())
-        upstream = net.upstreams[0]
         for _ in range(40):
             await trio.sleep(5)
             begin = trio.current_time()
             assert told(await net.ask(query_bytes())) == "NOERROR 10.0.0.1"
             assert trio.current_time() - begin < 0.005
         await trio.sleep(1)
-        assert 2 < len(upstream.udp) < 7
-        assert net.service.statistics().prefetched >= 3
+        statistics = net.service.statistics()
+        print(statistics)
+        assert statistics.prefetched >= 3
+        assert statistics.forwarded == 1 + statistics.prefetched  # nobody but the first waited for one
 
 
 async def test_stale_is_better_than_nothing(clock: trio.testing.MockClock) -> None:
