@@ -237,7 +237,10 @@ class Session(Generic[NodeT]):
         known = extended or base == p9.PLAIN
         if request.msize < MIN_MSIZE:
             raise P9Error(f"msize {request.msize} is too small: {MIN_MSIZE} is the least", EINVAL)
-        for call in [*self.calls.values()]:
+        calls = [*self.calls.values()]
+        for call in calls:  # all of them, before the end of one lets another begin
+            call.wanted = False
+        for call in calls:
             self._forget(call)
         self._flushes.clear()
         for fid in [*self.fids.values()]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from vpnkit.control.gvproxy_forwards import errno_of
 from vpnkit.control.p9.nodes import KEEP_64, READ, SEARCH, WRITE, Directory, File, Node, Snapshot, Text, listing
 from vpnkit.control.p9.requests import FORMS, RequestError, parse
 from vpnkit.proto.p9 import EACCES, EEXIST, ENOENT, ENOSPC, P9Error
@@ -169,8 +170,7 @@ class Entry(Node):
         try:
             self._forwards = await self._root.forwards.expose(request.text)
         except self._root.errors as error:
-            system = error.__cause__ if isinstance(error.__cause__, OSError) else error
-            return f"ERROR {request.refusal(system)}\n"
+            return f"ERROR {request.refusal(error, errno_of(error))}\n"
         self.description = request.with_port(self._forwards[0].host_port)
         self.kind, self.mode = p9.QTFILE, READ
         self._path = next(self._numbers)  # another file than the directory was

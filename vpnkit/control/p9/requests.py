@@ -46,10 +46,9 @@ class Request:
             return f"unix:{base64.b64encode(self.local.encode()).decode()}:{self.remote}"
         return f"{self.protocol}:{self.local}:{port}:{self.remote}"
 
-    def refusal(self, error: BaseException) -> str:
-        """Docker's words for a port that cannot be had."""
+    def refusal(self, error: BaseException, number: int | None) -> str:
+        """Docker's words for a port that cannot be had; `number` is the errno, if there is one."""
         place = self.local if self.protocol == "unix" else f"{self.local}:{self.port}"
-        number = error.errno if isinstance(error, OSError) else None
         if number == errno.EADDRINUSE:
             return f"Bind for {place} failed: port is already allocated"
         if number == errno.EADDRNOTAVAIL:

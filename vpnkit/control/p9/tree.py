@@ -11,12 +11,12 @@ from portfwd.errors import ForwardError
 from portfwd.spec import SpecError, parse
 from vpnkit.control.p9.nodes import Text
 from vpnkit.control.p9.ports import PortDirectory
+from vpnkit.net.reporting import NetworkReporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from portfwd.table import Forward
-    from vpnkit.control.api import Reporter
     from vpnkit.control.p9.ports import Exposed
     from vpnkit.net.network import Network
 
@@ -58,11 +58,8 @@ class NetworkForwards:
 
     async def unexpose(self, forward: Exposed) -> None:
         assert isinstance(forward, _Exposed)
-        table = self._network.forwards
-        if any(
-            known is forward.forward for known in table.list()
-        ):  # not one that somebody made since, by the same spec
-            await table.unexpose(forward.forward.spec)
+        if any(known is forward.forward for known in self._network.forwards.list()):  # not one that was made since
+            await self._network.unexpose(str(forward.forward.spec))
 
 
 def port_tree(network: Network) -> PortDirectory:
@@ -70,8 +67,9 @@ def port_tree(network: Network) -> PortDirectory:
     return PortDirectory(NetworkForwards(network), (ForwardError, SpecError))
 
 
-def instance_tree(network: Network, reporter: Reporter) -> PortDirectory:
+def instance_tree(network: Network) -> PortDirectory:
     """What `--9p` serves."""
+    reporter = NetworkReporter(network)
     root = port_tree(network)
     reports: dict[str, Callable[[], object]] = {
         "status": reporter.status,
