@@ -56,7 +56,7 @@ def run(
 
     `control` is the path of the control socket; None for the default name, or one with our process id when another
     instance has that.  `control_tcp` is where it answers over TCP as well, `p9` where 9P is served.  `ipv6` is a key of
-    reachability.OFFERS.  `options` is called when the namespace is on its way: to make NetworkOptions means to import
+    IPV6_OFFERS.  `options` is called when the namespace is on its way: to make NetworkOptions means to import
     the network.  Raises what the network and the forwards raise.
     """
     address6, gateway6 = _ipv6_inside(plan, ipv6)
