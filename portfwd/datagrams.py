@@ -38,10 +38,12 @@ BUDGET: Final = 64  # reads of one socket between two checkpoints
 BACK_OFF: Final = 0.1  # seconds, after an error that is not the network's
 MAX_DATAGRAM: Final = 65535
 RECEIVE_BUFFER: Final = 1 << 20
+SEND_BUFFER: Final = 1 << 18  # on the BSDs it limits a datagram, to 9216 octets unless it is set
 
 LINUX: Final = sys.platform == "linux"
 UDP_SEGMENT: Final = 103  # linux/udp.h, level IPPROTO_UDP: one buffer is many datagrams
 UDP_GRO: Final = 104
+IPV6_PKTINFO: Final = getattr(socket, "IPV6_PKTINFO", None)
 IP_PKTINFO: Final = 8  # linux/in.h: ifindex, the local address, the header's destination
 CUT_ERRNOS: Final = frozenset({errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOPROTOOPT})
 
@@ -92,6 +94,7 @@ class DatagramForward(Forward):
         self.lost = 0  # answers that the host did not take
         self._datagrams = datagrams
         self._idle = float(spec.options.idle or IDLE_SECONDS)
+        self._refresh_after = min(REFRESH_SECONDS, self._idle / 10)
         self._sockets = [trio.socket.from_stdlib_socket(made) for made in sockets]
         self._raw = sockets
         self._gro = False
@@ -121,12 +124,14 @@ class DatagramForward(Forward):
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         address = made.getsockname()[0]
-        if address == "::":
+        if address == "::" and IPV6_PKTINFO is not None:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         elif address == "0.0.0.0" and LINUX:
             made.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         if LINUX:
             made.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        else:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     async def _run(self) -> None:
         try:
@@ -239,7 +244,7 @@ class DatagramForward(Forward):
 
     def _refresh(self, session: _Session) -> None:
         now = trio.current_time()
-        if now - session.active_at > REFRESH_SECONDS and self._sessions.get(session.key) is session:
+        if now - session.active_at > self._refresh_after and self._sessions.get(session.key) is session:
             session.active_at = now
             self._sessions.move_to_end(session.key)
 
@@ -271,7 +276,7 @@ def _understood(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, list[tupl
             segment = struct.unpack_from("=i", data)[0]
         elif level == socket.IPPROTO_IP and kind == IP_PKTINFO:
             local = [(level, kind, bytes(4) + data[4:8] + bytes(4))]
-        elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
+        elif level == socket.IPPROTO_IPV6 and kind == IPV6_PKTINFO:
             is_link_local = data[0] == 0xFE and data[1] & 0xC0 == 0x80
             local = [(level, kind, data if is_link_local else data[:16] + bytes(4))]
     return segment, local

@@ -63,6 +63,7 @@ class ForwardTable:
         self._admit = admit
         self._allowed = tuple(allowed)
         self._forwards: list[Forward] = []
+        self.listeners = 0  # sockets that forwards listen on
         self.relayed = 0  # connections that are open by a connector: each is two of our sockets
         # How guests' ends that are no ports of their networks are reached.  The in-guest forwarder adds "unix".
         self.connectors: dict[str, Connector] = {"vsock": connect_vsock}
@@ -73,8 +74,14 @@ class ForwardTable:
         self._check(spec)
         forward = self._datagram(spec) if spec.protocol == "udp" else self._stream(spec)
         self._forwards.append(forward)
+        self.listeners += len(forward.addresses) or 1
         forward.start(nursery)
         return forward
+
+    def _remove(self, forward: Forward, *, connections: bool) -> None:
+        self._forwards.remove(forward)
+        self.listeners -= len(forward.addresses) or 1
+        forward.close(connections=connections)
 
     async def expose_all(self, specs: Sequence[Spec], nursery: trio.Nursery) -> Sequence[Forward]:
         """Listen for all of `specs`.  Raises ForwardError, and then none of them listens."""
@@ -84,8 +91,7 @@ class ForwardTable:
                 made.append(await self.expose(spec, nursery))  # noqa: PERF401 - what was made must be known
         except BaseException:
             for forward in made:
-                self._forwards.remove(forward)
-                forward.close(connections=True)
+                self._remove(forward, connections=True)
             raise
         return made
 
@@ -105,8 +111,7 @@ class ForwardTable:
                 raise ForwardError(f"{spec} is not forwarded; {there}")
         gone = [known[spec] for spec in dict.fromkeys(spec.bare for spec in specs)]
         for forward in gone:
-            self._forwards.remove(forward)
-            forward.close(connections=connections)
+            self._remove(forward, connections=connections)
         return gone
 
     def list(self) -> list[Forward]:

@@ -159,6 +159,16 @@ async def test_silence_ends_a_conversation(
     assert (forward.connections, world.guest.peers) == (0, [])
 
 
+async def test_who_speaks_often_enough_is_not_silent(world: World, autojump_clock: trio.testing.MockClock) -> None:
+    forward = await world.expose("127.0.0.1:0:53/udp,idle=1")
+    for _ in range(20):
+        assert await forward._deliver(forward._raw[0], b"x", [], ("192.0.2.1", 1))
+        await trio.sleep(0.8)
+    assert forward.accepted == 1
+    await trio.sleep(0.5)
+    assert forward.connections == 0
+
+
 async def test_without_an_option_it_is_five_minutes(world: World, autojump_clock: trio.testing.MockClock) -> None:
     """RFC 4787 REQ-5: never under two, five by default."""
     forward = await world.expose("127.0.0.1:0:53/udp")

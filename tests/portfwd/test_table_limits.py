@@ -72,8 +72,10 @@ async def test_all_of_a_range_or_nothing(forwards: ForwardTable, nursery: trio.N
         with pytest.raises(ForwardError, match=f"{V4}:{busy} is in use"):
             await forwards.expose_all(specs, nursery)
     assert forwards.list() == []
+    assert forwards.listeners == 0
     made = await forwards.expose_all(specs[:2], nursery)
     assert forwards.list() == made
+    assert forwards.listeners == 2
 
 
 async def test_all_of_a_range_is_removed_or_nothing(forwards: ForwardTable, nursery: trio.Nursery) -> None:

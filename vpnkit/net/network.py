@@ -127,9 +127,8 @@ class Network:
         if options.captures is not None:
             options.captures.flow_number = self._flow_number
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._limit = max(soft - RESERVED_DESCRIPTORS, 1)
-        if options.max_connections is not None:
-            self._limit = min(options.max_connections, self._limit)
+        self._descriptors = max(soft - RESERVED_DESCRIPTORS, 1)
+        self._limit = options.max_connections or self._descriptors
 
     # Life
 
@@ -261,7 +260,8 @@ class Network:
 
     def _admit(self) -> bool:
         """Whether one more host socket is within the limit."""
-        return sum(len(guest.poller) for guest in self.guests) + self.ways_in.unpolled < self._limit
+        used = sum(len(guest.poller) for guest in self.guests) + self.ways_in.unpolled
+        return used < self._limit and used + self.forwards.listeners < self._descriptors
 
     def dns_servers(self) -> Sequence[Server]:
         """Where queries go now that are for no zone."""
