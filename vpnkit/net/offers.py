@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 16  # offers to one guest; further ones are made unasked
+MAX_SILENT: Final = 16  # guests of whom no address is known; when there are more, they all start at once and use DHCP
 MAX_TRIES: Final = 4  # addresses that somebody has; the next is offered unasked
 PROBE_SECONDS: Final = 0.1  # for an answer: no link of ours is longer than this machine
 
@@ -40,7 +41,8 @@ class Offers:
         if answer.offered is None or self._waiting >= MAX_WAITING:
             return False
         station = self._guest.station
-        return any(other.ip is None for other in station.lan.stations if other is not station)
+        silent = sum(other.ip is None for other in station.lan.stations if other is not station)
+        return 0 < silent <= MAX_SILENT
 
     def wait(
         self, answer: DhcpAnswer, again: Callable[[], DhcpAnswer | None], send: Callable[[DhcpAnswer], None]

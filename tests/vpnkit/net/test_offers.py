@@ -74,6 +74,15 @@ async def test_where_everybody_is_known_nobody_is_asked(monkeypatch):
         assert (await first.dhcp("discover"))["yiaddr"] == "192.168.65.3"
 
 
+async def test_a_crowd_that_starts_at_once_is_not_asked(monkeypatch):
+    """Or a thousand guests would be asked a million times."""
+    monkeypatch.setattr(offers, "PROBE_SECONDS", 1000.0)
+    monkeypatch.setattr(offers, "MAX_SILENT", 1)
+    async with lan(1) as world:
+        client, *_ = [*world.neighbours, await world.come(), await world.come()]
+        assert (await client.dhcp("discover"))["yiaddr"] == "192.168.65.3"
+
+
 @pytest.mark.parametrize("most", [0, 1])
 async def test_offers_that_wait_are_bounded(monkeypatch, most):
     monkeypatch.setattr(offers, "PROBE_SECONDS", 1000.0)
