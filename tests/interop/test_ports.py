@@ -411,3 +411,43 @@ def test_a_guest_whose_server_is_gone(lab: Lab, guest: Guest, tmp_path: Path) ->
         with Server(guest.listen(port), echo), lab.host.connect("127.0.0.1", port_of(stream)) as client:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
+
+
+def test_a_loopback_forward_is_not_for_others(lab: Lab, guest: Guest) -> None:
+    """CVE-2020-8558 and its kind: what listens on 127.0.0.1 is out of reach for the network."""
+    with Server(guest.listen(8000), echo), exposed(guest, "0:8000", "0.0.0.0:0:8000") as [inside, outside]:
+        lab.remote.connect(HOST, port_of(outside)).close()
+        with pytest.raises(ConnectionRefusedError):
+            lab.remote.connect(HOST, port_of(inside))
+
+
+def test_what_the_guest_keeps_to_himself_stays_so(lab: Lab, guest: Guest) -> None:
+    """A server on the guest's own 127.0.0.1 is not reached by a forward to that port."""
+    with (
+        Server(guest.namespace.listen("127.0.0.1", 8000), echo),
+        exposed(guest, "127.0.0.1:0:8000") as [spec],
+        pytest.raises(ConnectionResetError),
+        lab.host.connect("127.0.0.1", port_of(spec)) as client,
+    ):
+        client.recv(1)
+
+
+def test_the_guest_calls_himself_by_the_host(lab: Lab, guest: Guest) -> None:
+    """RFC 4787 REQ-9: hairpinning, with the external source."""
+    callers = []
+
+    def serve(connection: socket.socket) -> None:
+        callers.append(connection.getpeername()[0])
+        echo(connection)
+
+    with (
+        Server(guest.listen(8000), serve),
+        DatagramServer(guest.namespace) as datagrams,
+        exposed(guest, "0:8000", f"{HOST}:0:8000", f"0:{datagrams.port}/udp") as [inside, outside, datagram],
+    ):
+        for address, port in ((ALIAS, port_of(inside)), (HOST, port_of(outside))):
+            with guest.connect(port, address) as client:
+                client.sendall(b"x" * 1000)
+                assert receive_exactly(client, 1000) == b"x" * 1000
+        assert ask(guest.namespace, ALIAS, port_of(datagram)) == f"{ALIAS} 9"
+    assert callers == [ALIAS, ALIAS]
