@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from ipaddress import IPv4Address
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from tests.tapdev.guests import environment
 from vpnkit.cli.lease_options import LEASE_OPTIONS, leases_from, static_lease
 from vpnkit.errors import ConfigError
 from vpnkit.net.lease_options import LeaseOptions, StaticLease
@@ -105,3 +108,27 @@ def test_refused(argv, wrong):
     told = command(*argv)
     assert isinstance(told, str)
     assert wrong in told
+
+
+def serve(directory, *options: str) -> subprocess.CompletedProcess[str]:
+    """`vpnkit serve` with options that are wrong."""
+    argv = [sys.executable, "-m", "vpnkit", "serve", "--link", f"qemu:{directory}/link", *options]
+    return subprocess.run(
+        [*argv, "--control", str(directory / "control")], capture_output=True, text=True, timeout=30, env=environment()
+    )
+
+
+def test_a_broken_state_file_ends_the_start_and_stays(tmp_path):
+    state = tmp_path / "state"
+    state.write_text('{"version": 7}')
+    done = serve(tmp_path, "--state", str(state))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"vpnkit: --state {state} is broken: ")
+    assert done.stderr.count("\n") == 1
+    assert state.read_text() == '{"version": 7}'
+
+
+def test_what_does_not_fit_ends_the_start(tmp_path):
+    done = serve(tmp_path, "--lease", "02:50:00:00:00:09=10.0.0.1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "vpnkit: --lease: 10.0.0.1 is not a host address of subnet 192.168.65.0/24\n"
