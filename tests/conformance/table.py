@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent.parent
-DATA: Final = ("requirements_tcp.toml", "requirements_ip_nat.toml", "requirements_ipv6.toml")
+DATA: Final = ("requirements_tcp.toml", "requirements_ip_nat.toml", "requirements_ipv6.toml", "requirements_dhcp.toml")
 TABLE: Final = ROOT / "docs" / "conformance.md"
 STATUS: Final = {"Y": "met", "D": "deviation", "H": "host's kernel", "R": "relay", "N": "not applicable"}
 

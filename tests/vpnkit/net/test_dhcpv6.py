@@ -64,6 +64,7 @@ async def obtain(neighbour, duid=DUID) -> str:
     return str(reply[DHCP6OptIA_NA].ianaopts[0].addr)
 
 
+@pytest.mark.requirement("RFC8415 7.2")
 async def test_what_is_given_is_the_guests_on_the_lan():
     async with lan(1, ipv6="on") as world:
         [guest] = world.neighbours
@@ -116,6 +117,7 @@ async def test_two_guests_of_one_disk_image_have_two_addresses():
         assert await obtain(first) != await obtain(second)
 
 
+@pytest.mark.requirement("RFC8415 7.2")
 async def test_unicast_is_refused_and_the_port_of_the_client_is_546():
     async with lan(1, ipv6="on") as world:
         [guest] = world.neighbours

@@ -70,6 +70,7 @@ def read(path) -> State:
     return msgspec.json.decode(path.read_bytes(), type=State)
 
 
+@pytest.mark.requirement("RFC2131 1.6")
 def test_everybody_has_his_address_again(path):
     given = {}
 

@@ -32,6 +32,7 @@ def holds(neighbour, address: str):
     return answer
 
 
+@pytest.mark.requirement("RFC2131 3.1-2")
 async def test_the_address_of_a_silent_guest_is_not_offered():
     async with lan(1) as world, trio.open_nursery() as nursery:
         client, silent = [*world.neighbours, await world.come()]

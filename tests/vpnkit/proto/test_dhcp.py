@@ -87,6 +87,7 @@ def server() -> DhcpServer:
     return DhcpServer(config())
 
 
+@pytest.mark.requirement("RFC2131 4.4.5")
 def test_offer_without_a_parameter_list(server: DhcpServer) -> None:
     reply = Client(server).says(dhcp.DISCOVER)
     assert isinstance(reply, DhcpReply)
@@ -102,6 +103,7 @@ def test_offer_without_a_parameter_list(server: DhcpServer) -> None:
     assert message.encode()[240:243] == bytes((53, 1, dhcp.OFFER))
 
 
+@pytest.mark.requirement("RFC2131 3.5")
 def test_options_on_demand() -> None:
     server = DhcpServer(config(domain="corp.example", search=("a.example", "b.example"), ntp=(SERVER,)))
     client = Client(server)
@@ -116,6 +118,7 @@ def test_options_on_demand() -> None:
     assert reply.message.options[121] == b"\0" + SERVER
 
 
+@pytest.mark.requirement("RFC3442 1")
 def test_classless_routes_end_with_the_default() -> None:
     server = DhcpServer(config(routes=((bytes((10, 0, 0, 0)), 8, ip(2)),)))
     reply = Client(server).says(dhcp.DISCOVER, parameters=b"\x79")
@@ -123,6 +126,7 @@ def test_classless_routes_end_with_the_default() -> None:
     assert reply.message.options[121] == b"\x08\x0a" + ip(2) + b"\0" + SERVER
 
 
+@pytest.mark.requirement("RFC2131 4.1-4")
 def test_a_reply_always_fits_576_octets() -> None:
     search = tuple(f"department-{number}.example.com" for number in range(20))
     server = DhcpServer(config(domain="x" * 60 + ".example", search=search))
@@ -153,6 +157,7 @@ def test_bad_configuration(changes: dict[str, object]) -> None:
         DhcpServer(config(**changes))
 
 
+@pytest.mark.requirement("RFC2131 4.3.2-1")
 def test_selecting(server: DhcpServer) -> None:
     client = Client(server)
     assert client.offered() == ip(3)
@@ -174,6 +179,7 @@ def test_selecting_something_else_is_refused(server: DhcpServer) -> None:
     assert reply.message.yiaddr == reply.message.siaddr == reply.message.ciaddr == dhcp.ANY
 
 
+@pytest.mark.requirement("RFC2131 4.3.2-1")
 def test_another_servers_offer_frees_ours(server: DhcpServer) -> None:
     client = Client(server)
     assert client.offered(0.0) == ip(3)
@@ -182,6 +188,7 @@ def test_another_servers_offer_frees_ours(server: DhcpServer) -> None:
     assert server.leases()[0].mac == mac(2)
 
 
+@pytest.mark.requirement("RFC2131 4.1-1")
 def test_broadcast_flag(server: DhcpServer) -> None:
     client = Client(server)
     assert to(client.says(dhcp.DISCOVER, flags=0x8000)) == BROADCAST
@@ -190,6 +197,7 @@ def test_broadcast_flag(server: DhcpServer) -> None:
     assert to(client.says(dhcp.REQUEST, ciaddr=ip(3), flags=0x8000)) == (ip(3), mac(1), False)
 
 
+@pytest.mark.requirement("RFC2131 4.3.2-4")
 def test_renewing_extends(server: DhcpServer) -> None:
     client = Client(server)
     client.gets(0.0)
@@ -200,6 +208,7 @@ def test_renewing_extends(server: DhcpServer) -> None:
     assert server.leases()[0].expires_at == 43200.0 + 86400.0
 
 
+@pytest.mark.requirement("RFC2131 4.3.2-2")
 @pytest.mark.parametrize("address", [ip(1), ip(2), ip(255), bytes((10, 0, 0, 5))])
 def test_init_reboot_in_the_wrong_net(server: DhcpServer, address: bytes) -> None:
     reply = Client(server).says(dhcp.REQUEST, requested=address)
@@ -208,6 +217,7 @@ def test_init_reboot_in_the_wrong_net(server: DhcpServer, address: bytes) -> Non
     assert kind(Client(server).says(dhcp.REQUEST, ciaddr=address)) == dhcp.NAK
 
 
+@pytest.mark.requirement("RFC2131 4.3.2-3")
 def test_init_reboot_and_renewal_after_our_restart(server: DhcpServer) -> None:
     assert kind(Client(server, 1).says(dhcp.REQUEST, requested=ip(40))) == dhcp.ACK
     assert kind(Client(server, 2).says(dhcp.REQUEST, ciaddr=ip(41))) == dhcp.ACK
@@ -219,6 +229,7 @@ def test_no_address_requested(server: DhcpServer) -> None:
     assert kind(Client(server).says(dhcp.REQUEST, server=SERVER)) == "no address requested"
 
 
+@pytest.mark.requirement("RFC2131 4.3.1-1")
 def test_each_client_has_its_own_and_keeps_it(server: DhcpServer) -> None:
     clients = [Client(server, number) for number in range(1, 6)]
     first = [client.gets(0.0) for client in clients]
@@ -226,6 +237,7 @@ def test_each_client_has_its_own_and_keeps_it(server: DhcpServer) -> None:
     assert [client.gets(1e6) for client in reversed(clients)] == first[::-1]
 
 
+@pytest.mark.requirement("RFC2131 4.2")
 def test_client_id_is_the_identity(server: DhcpServer) -> None:
     address = Client(server, 1, b"\xffmachine").gets()
     assert Client(server, 2, b"\xffmachine").offered() == address
@@ -233,6 +245,7 @@ def test_client_id_is_the_identity(server: DhcpServer) -> None:
     assert Client(server, 1).offered() != address
 
 
+@pytest.mark.requirement("RFC2131 4.2")
 def test_a_client_id_that_is_the_mac_address(server: DhcpServer) -> None:
     """udhcpc in an initramfs, then dhclient."""
     address = Client(server, 1, b"\1" + mac(1)).gets()
@@ -241,6 +254,7 @@ def test_a_client_id_that_is_the_mac_address(server: DhcpServer) -> None:
     assert len(server.leases()) == 2
 
 
+@pytest.mark.requirement("RFC2131 4.3.1-1")
 def test_wishes(server: DhcpServer) -> None:
     client = Client(server)
     assert client.offered(requested=ip(50)) == ip(50)
@@ -269,6 +283,7 @@ def test_infinite_lease() -> None:
     assert server.leases()[0].expires_at == leases.FOREVER
 
 
+@pytest.mark.requirement("RFC2131 4.3.4")
 def test_release_is_the_owners_and_leaves_a_hint(server: DhcpServer) -> None:
     client, thief = Client(server, 1), Client(server, 2)
     address = client.gets()
@@ -280,6 +295,7 @@ def test_release_is_the_owners_and_leaves_a_hint(server: DhcpServer) -> None:
     assert client.offered() == address
 
 
+@pytest.mark.requirement("RFC2131 4.3.3")
 def test_decline_marks_the_address(server: DhcpServer) -> None:
     client = Client(server)
     address = client.gets(0.0)
@@ -308,6 +324,7 @@ def test_declined_table_is_bounded(server: DhcpServer) -> None:
     assert server.statistics().declined == rules.MAX_DECLINED
 
 
+@pytest.mark.requirement("RFC2131 4.3.5")
 def test_inform(server: DhcpServer) -> None:
     reply = Client(server).says(dhcp.INFORM, ciaddr=ip(200), flags=0x8000)
     assert isinstance(reply, DhcpReply)
@@ -375,6 +392,7 @@ def test_a_full_pool_gives_what_ended_first() -> None:
     assert {lease.state for lease in server.leases(86402.5)} == {"bound", "expired"}
 
 
+@pytest.mark.requirement("RFC2131 4.3.1-3")
 def test_offers_do_not_starve() -> None:
     server = DhcpServer(config(last=ip(5)))
     for number in range(1, 100):
@@ -391,6 +409,7 @@ def test_bindings_are_bounded() -> None:
     assert (statistics.bindings, statistics.evicted) == (rules.MAX_BINDINGS, 9)
 
 
+@pytest.mark.requirement("RFC2131 4.1-2")
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
@@ -439,6 +458,7 @@ requests = st.builds(
 )
 
 
+@pytest.mark.requirement("RFC2131 4.3.1-2")
 @settings(max_examples=60)
 @given(st.lists(requests, max_size=60))
 def test_schema_of_every_reply(messages: list[DhcpMessage]) -> None:

@@ -176,6 +176,7 @@ def test_an_offer_says_whether_it_is_new_to_the_client(before, fresh):
 # What is told
 
 
+@pytest.mark.requirement("RFC6842 3")
 def test_the_client_identifier_comes_back():
     """RFC 6842."""
     server = make()

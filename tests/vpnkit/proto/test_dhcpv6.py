@@ -78,6 +78,7 @@ def obtain(server: Dhcpv6Server, duid: bytes = DUID, mac: bytes = MAC, now: floa
     return given[0]
 
 
+@pytest.mark.requirement("RFC8415 18.3.1", "RFC3646 3")
 def test_four_messages(server):
     offer = server.receive(message(dhcpv6.SOLICIT, ia()), MAC, 0.0, multicast=True)
     advertised = told(offer)
@@ -101,6 +102,7 @@ def test_four_messages(server):
     assert (lease.ip, lease.mac, lease.client_id, lease.state, lease.expires_at) == (ip, MAC, DUID, BOUND, 86401.0)
 
 
+@pytest.mark.requirement("RFC8415 21.4")
 def test_times_to_renew(server):
     reply = told(server.receive(message(dhcpv6.SOLICIT, ia()), MAC, 0.0, multicast=True))
     assert struct.unpack("!II", reply.get(IA_NA)[4:12]) == (43200, 69120)
@@ -111,6 +113,7 @@ def test_times_to_renew(server):
     assert endless.leases(1e9)[0].state == BOUND
 
 
+@pytest.mark.requirement("RFC8415 18.3.1")
 def test_rapid_commit(server):
     said = message(dhcpv6.SOLICIT, ia(), (dhcpv6.RAPID_COMMIT, b""))
     reply = told(server.receive(said, MAC, 0.0, multicast=True))
@@ -151,6 +154,7 @@ def test_a_wish_is_fulfilled_if_it_is_in_the_range(server):
         assert in_ia(reply)[0][0][0] != wish
 
 
+@pytest.mark.requirement("RFC8415 18.3.2")
 def test_request_of_an_address_of_another_link(server):
     said = message(dhcpv6.REQUEST, ia(ELSEWHERE), ia(iaid=b"\0\0\0\2"), server=server)
     reply = server.receive(said, MAC, 0.0, multicast=True)
@@ -159,6 +163,7 @@ def test_request_of_an_address_of_another_link(server):
     assert len(reply.assigned) == 1
 
 
+@pytest.mark.requirement("RFC8415 18.3.4")
 def test_renew(server):
     ip = obtain(server)
     said = message(dhcpv6.RENEW, ia(ip), server=server)
@@ -166,6 +171,7 @@ def test_renew(server):
     assert server.leases(0.0)[0].expires_at == 126400.0
 
 
+@pytest.mark.requirement("RFC8415 18.3.4", "RFC8415 18.3.5")
 @pytest.mark.parametrize("kind", [dhcpv6.RENEW, dhcpv6.REBIND])
 def test_renew_of_what_is_not_remembered(server, kind):
     """We were restarted, he was not."""
@@ -176,6 +182,7 @@ def test_renew_of_what_is_not_remembered(server, kind):
     assert reply.assigned == (ip,)
 
 
+@pytest.mark.requirement("RFC8415 18.3.4", "RFC8415 18.3.5")
 def test_renew_ends_the_addresses_that_are_not_his(server):
     ip = obtain(server)
     said = message(dhcpv6.REBIND, ia(ELSEWHERE, ip))
@@ -198,6 +205,7 @@ def test_an_expired_lease_is_still_his(server):
     assert server.leases(100000.0)[0].state == BOUND
 
 
+@pytest.mark.requirement("RFC8415 18.3.3")
 def test_confirm(server):
     on_link = ia(address(0x10005))
     for options, expected in (
@@ -211,6 +219,7 @@ def test_confirm(server):
     assert server.receive(message(dhcpv6.CONFIRM), MAC, 0.0, multicast=True) == Drop("nothing to confirm")
 
 
+@pytest.mark.requirement("RFC8415 18.3.7")
 def test_release(server):
     ip = obtain(server)
     freed = []
@@ -225,6 +234,7 @@ def test_release(server):
     assert obtain(server, now=7.0) == ip
 
 
+@pytest.mark.requirement("RFC8415 18.3.7")
 @pytest.mark.parametrize("kind", [dhcpv6.RELEASE, dhcpv6.DECLINE])
 def test_nobody_gives_up_what_is_another_s(server, kind):
     ip = obtain(server)
@@ -237,6 +247,7 @@ def test_nobody_gives_up_what_is_another_s(server, kind):
     assert server.leases(6.0)[0].state == BOUND
 
 
+@pytest.mark.requirement("RFC8415 18.3.8")
 def test_decline(server):
     ip = obtain(server)
     said = message(dhcpv6.DECLINE, ia(ip), server=server)
@@ -258,6 +269,7 @@ def test_declines_without_end(server):
         assert server.declined() <= rules.MAX_DECLINED
 
 
+@pytest.mark.requirement("RFC8415 21.5")
 def test_temporary_addresses_and_prefixes(server):
     na, ta, pd = (ia(iaid=bytes((0, 0, 0, n)), code=code) for n, code in enumerate((IA_NA, IA_TA, IA_PD)))
     reply = told(server.receive(message(dhcpv6.SOLICIT, ta, pd, na), MAC, 0.0, multicast=True))
@@ -268,6 +280,7 @@ def test_temporary_addresses_and_prefixes(server):
     assert in_ia(reply) == ([], dhcpv6.NO_BINDING)
 
 
+@pytest.mark.requirement("RFC8415 18.3.6", "RFC8415 21.24")
 def test_information(server):
     said = message(dhcpv6.INFORMATION_REQUEST, (dhcpv6.ORO, b"\0\x17\0\x53"), duid=None)
     reply = told(server.receive(said, MAC, 0.0, multicast=True))
@@ -279,6 +292,7 @@ def test_information(server):
     assert told(server.receive(said, MAC, 0.0, multicast=True)).get(dhcpv6.CLIENTID) == DUID
 
 
+@pytest.mark.requirement("RFC3646 3")
 def test_search_list():
     server = make(search=("one.example", "two.example"))
     reply = told(server.receive(message(dhcpv6.SOLICIT, ia()), MAC, 0.0, multicast=True))
@@ -289,6 +303,7 @@ def test_search_list():
         make(lease=0)
 
 
+@pytest.mark.requirement("RFC8415 18.3.9")
 def test_a_reply_fits_the_least_mtu_whatever_is_asked():
     server = make(search=tuple(f"{n}.{'x' * 60}.example" for n in range(20)))
     associations = [ia(ELSEWHERE, GATEWAY, ELSEWHERE, iaid=bytes((0, 0, 0, n))) for n in range(20)]
@@ -315,6 +330,7 @@ PRESENCE = [
 ]
 
 
+@pytest.mark.requirement("RFC8415 16-2", "RFC8415 18.4")
 @pytest.mark.parametrize(("kind", "needs", "told_to_multicast"), PRESENCE)
 def test_presence(server, kind, needs, told_to_multicast):
     right = [ia(address(0x10001))]
@@ -341,6 +357,7 @@ def test_presence(server, kind, needs, told_to_multicast):
         assert server.receive(said, MAC, 0.0, multicast=True) == Drop("unexpected option")
 
 
+@pytest.mark.requirement("RFC8415 16.12")
 def test_presence_in_an_information_request(server):
     kind = dhcpv6.INFORMATION_REQUEST
     assert server.receive(message(kind), MAC, 0.0, multicast=False) == Drop("unicast")
@@ -349,11 +366,13 @@ def test_presence_in_an_information_request(server):
     assert server.receive(said, MAC, 0.0, multicast=True) == Drop("for another server")
 
 
+@pytest.mark.requirement("RFC8415 16-3")
 @pytest.mark.parametrize("kind", [dhcpv6.ADVERTISE, dhcpv6.REPLY, dhcpv6.RECONFIGURE])
 def test_what_servers_say_is_not_for_us(server, kind):
     assert server.receive(message(kind, ia(), server=server), MAC, 0.0, multicast=True) == Drop("not for a server")
 
 
+@pytest.mark.requirement("RFC8415 16-1")
 @pytest.mark.parametrize("kind", [0, 14, 36, 255])
 def test_unknown_kinds(server, kind):
     assert server.receive(message(kind, ia()), MAC, 0.0, multicast=True) == Drop("unknown message type")
@@ -392,6 +411,7 @@ def test_invented_clients_do_not_take_what_is_in_use(server):
     assert server.addresses_of(MAC) == [mine]
 
 
+@pytest.mark.requirement("RFC8415 21.13")
 def test_no_address_left(server):
     server.is_taken = lambda ip, mac: True
     reply = told(server.receive(message(dhcpv6.SOLICIT, ia()), MAC, 0.0, multicast=True))

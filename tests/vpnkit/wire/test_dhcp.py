@@ -35,6 +35,7 @@ def test_discover_of_the_vmnet_client() -> None:
     assert message.options == {53: b"\x01"}
 
 
+@pytest.mark.requirement("RFC2131 2")
 def test_every_cut_of_a_message_is_an_error_or_a_shorter_message() -> None:
     whole = header() + bytes.fromhex("350103 3204c0a84103 0c03616263 ff")
     for length in range(len(whole)):
@@ -46,22 +47,26 @@ def test_every_cut_of_a_message_is_an_error_or_a_shorter_message() -> None:
         assert message.options.items() <= dhcp.decode(whole).options.items()
 
 
+@pytest.mark.requirement("RFC2131 2")
 @pytest.mark.parametrize("change", [{"op": 0}, {"op": 3}, {"htype": 6}, {"hlen": 0}, {"hlen": 16}])
 def test_not_ethernet(change: dict[str, int]) -> None:
     with pytest.raises(WireError):
         dhcp.decode(header(**change) + b"\xff")
 
 
+@pytest.mark.requirement("RFC2131 2")
 def test_no_cookie() -> None:
     with pytest.raises(WireError):
         dhcp.decode(header()[:-4] + bytes(4) + b"\xff")
 
 
+@pytest.mark.requirement("RFC3396 5")
 def test_repeated_options_are_one() -> None:
     message = dhcp.decode(header() + bytes.fromhex("0c0161 350101 0c0162 00 0c0163 ff 0c0164"))
     assert message.options == {12: b"abc", 53: b"\x01"}
 
 
+@pytest.mark.requirement("RFC2131 4.1-3")
 def test_overload_reads_file_then_sname() -> None:
     raw = bytearray(header())
     raw[44:48] = bytes.fromhex("0c0163ff")  # sname
@@ -163,6 +168,7 @@ def test_scapy_reads_our_options() -> None:
     assert found["classless_static_routes"] == (["0.0.0.0/0:192.168.65.1", "10.1.0.0/16:1.1.1.1"],)
 
 
+@pytest.mark.requirement("RFC3397 2")
 def test_domains() -> None:
     assert dhcp.encode_domains(["a.bc", "d."]) == b"\1a\2bc\0\1d\0"
     for bad in ("", "a..b", "x" * 64, ".".join(["x" * 63] * 4)):

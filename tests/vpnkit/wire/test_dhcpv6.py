@@ -51,6 +51,7 @@ def test_scapy_writes_what_we_read() -> None:
     )
 
 
+@pytest.mark.requirement("RFC8415 8")
 def test_every_cut_is_an_error_or_ends_between_options() -> None:
     whole = dhcpv6.decode(SOLICIT)
     ends = {4, 18, 24, len(SOLICIT)}
@@ -62,6 +63,7 @@ def test_every_cut_is_an_error_or_ends_between_options() -> None:
                 dhcpv6.decode(SOLICIT[:length])
 
 
+@pytest.mark.requirement("RFC8415 8")
 @pytest.mark.parametrize(
     "octets",
     [
@@ -89,11 +91,13 @@ def test_malformed(octets: bytes) -> None:
         dhcpv6.decode(octets)
 
 
+@pytest.mark.requirement("RFC8415 11")
 @pytest.mark.parametrize("size", [3, 14, 130])
 def test_any_duid_that_the_rfc_allows(size: int) -> None:
     assert dhcpv6.decode(b"\1abc" + option(1, bytes(size))).get(dhcpv6.CLIENTID) == bytes(size)
 
 
+@pytest.mark.requirement("RFC8415 16-1")
 def test_options_that_nobody_knows_are_no_error() -> None:
     message = dhcpv6.decode(b"\1abc" + option(65535, b"x") + option(65535, b"y") + option(5, b""))
     assert message.options == [(65535, b"x"), (65535, b"y"), (5, b"")]
