@@ -77,10 +77,12 @@ class Connection:
                 log.error("9P: what a client left was not cleaned up in %g s", CLEAN_UP_SECONDS)
 
     async def _clean_up(self) -> None:
-        for file in [*self._files.values()]:
-            await file.close()
-        for release in [*self.owned.values()]:
-            await release()
+        releases = [file.close for file in self._files.values()]
+        for release in [*releases, *self.owned.values()]:
+            try:
+                await release()
+            except Exception:
+                log.exception("9P: what a client left could not be released")
 
     # The stream
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from portfwd.table import Forward
     from vpnkit.control.p9.ports import Exposed
     from vpnkit.net.network import Network
+
+log = logging.getLogger(__name__)
 
 STATE: Final = """\
 The other files say what is going on, as JSON: `status.json`, `guests.json`, `flows.json`, `leases.json`,
@@ -59,7 +62,10 @@ class NetworkForwards:
     async def unexpose(self, forward: Exposed) -> None:
         assert isinstance(forward, _Exposed)
         if any(known is forward.forward for known in self._network.forwards.list()):  # not one that was made since
-            await self._network.unexpose(str(forward.forward.spec))
+            try:
+                await self._network.unexpose(str(forward.forward.spec))
+            except ForwardError as error:
+                log.debug("9P: somebody was quicker: %s", error)
 
 
 def port_tree(network: Network) -> PortDirectory:

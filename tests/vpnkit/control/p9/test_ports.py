@@ -290,3 +290,22 @@ async def test_an_entry_that_is_gone_takes_no_request(connect, table: Table) -> 
     await other.forward("x", SPEC)
     await one.clunk(fid)
     assert [type(exposed) for exposed in table.there] == [Exposed], "the second of that name is not the first's"
+
+
+async def test_what_cannot_be_released_keeps_nothing_else(connect, table: Table, monkeypatch, caplog) -> None:
+    first, second = await connect().begin(), await connect().begin()
+    for number in range(3):
+        await first.forward(str(number), f"tcp:127.0.0.1:{80 + number}:tcp:172.17.0.2:80")
+    unexpose = table.unexpose
+
+    async def fail(forward: Exposed) -> None:
+        if forward.host_port == 80:
+            raise RuntimeError("secret")
+        await unexpose(forward)
+
+    monkeypatch.setattr(table, "unexpose", fail)
+    await first.stream.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [exposed.host_port for exposed in table.there] == [80]
+    assert "could not be released" in caplog.text
+    assert (await second.listing())[3:] in ([], ["0"])
