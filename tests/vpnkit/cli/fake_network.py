@@ -26,12 +26,14 @@ if __name__ == NAME:
             time.sleep(0.03)
 
     class NetworkOptions:
-        pass
+        captures = None
 
     class Network:
         def __init__(self, plan, options):
             assert isinstance(options, NetworkOptions)
             self.plan = plan
+            self.options = options
+            self.events = None
 
         async def run(self, task_status=trio.TASK_STATUS_IGNORED):
             if os.environ.get("FAKE_SLOW"):
