@@ -78,6 +78,8 @@ BARS = [
     Bar("a new connection per request, 16 at once", "http-new-16", "rate", 0.5, "pasta"),
     Bar("UDP datagrams, guest to host", "udp-up", "rate", 0.6, "slirp4netns"),
     Bar("UDP datagrams, host to guest", "udp-down", "rate", 0.6, "slirp4netns"),
+    Bar("cached DNS answers, a fast server", "dns-cached", "rate", 0.3, "slirp4netns"),
+    Bar("cached DNS answers, a server that takes 20 ms", "dns-cached-slow", "rate", 5, "slirp4netns"),
     Bar("start to ready", "start", "ready", 0.5, at_most=True, unit="s"),
     Bar("idle memory", "idle", "rss", 60, at_most=True, unit="MiB"),
     Bar("idle wake-ups", "idle", "wakeups", 2, at_most=True, unit="per second"),

@@ -33,7 +33,7 @@ def measure(bench: Bench, rows: Sequence[Row], contenders: Sequence[Contender], 
         with contextlib.ExitStack() as hosts:
             if any(row.id.startswith("http") for row in rows):
                 hosts.enter_context(servers.nginx(bench.scratch))
-            if any(row.id == "dns" for row in rows):
+            if any(row.id.startswith("dns") for row in rows):
                 hosts.enter_context(servers.dns())
             for number in range(rounds):
                 turn = number % len(contenders)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import ipv6, processes, servers
 from .processes import BenchmarkError, run, spawn, stop
 from .results import Metric
-from .rows import TRANSLATORS, Bench, Bulk, Datagrams, Queries, Requests, Row, StreamBulk
+from .rows import TRANSLATORS, Bench, Bulk, CachedQueries, Datagrams, Queries, Requests, Row, StreamBulk
 from .world import NEIGHBOUR
 
 if TYPE_CHECKING:
@@ -167,6 +167,8 @@ def all_rows(flows: int) -> list[Row]:
         Datagrams(up=True),
         Datagrams(up=False),
         Queries(),
+        CachedQueries(slow=False),
+        CachedQueries(slow=True),
         Ping(beyond=False),
         Ping(beyond=True),
         Bulk(65520, True, 1, True, large),

@@ -11,6 +11,8 @@ import selectors
 import signal
 import socket
 import sys
+import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from .processes import listening, spawn, stop, wait_until
@@ -25,6 +27,9 @@ IPERF_PORT = 5201
 ECHO_PORT = 7007
 DNS_PORT = 53
 DNS_ADDRESS = "127.0.0.1"
+SLOW = b"s"
+"""What the names begin with that are answered after SLOW_SECONDS."""
+SLOW_SECONDS = 0.02
 
 _NGINX = """
 daemon off;
@@ -98,13 +103,14 @@ def _until_done(server: subprocess.Popen[bytes], port: int) -> Iterator[None]:
 
 
 def dns_answer(query: bytes) -> bytes:
-    """One A record for whatever was asked, never to be cached."""
+    """One A record for whatever was asked; it may be cached when the name begins with `c` or `s`."""
     end = 12
     while query[end]:
         end += query[end] + 1
     question = query[12 : end + 5]
     header = query[:2] + b"\x85\x80\0\x01\0\x01\0\0\0\0"
-    return header + question + b"\xc0\x0c\0\x01\0\x01\0\0\0\0\0\x04\xc6\x33\x64\x05"
+    ttl = b"\0\0\x0e\x10" if query[13:14] in (b"c", SLOW) else bytes(4)
+    return header + question + b"\xc0\x0c\0\x01\0\x01" + ttl + b"\0\x04\xc6\x33\x64\x05"
 
 
 def _serve_dns(port: int) -> None:
@@ -119,12 +125,21 @@ def _serve_dns(port: int) -> None:
                 connection.settimeout(2)
                 answer = dns_answer(connection.recv(4096)[2:])
                 connection.sendall(len(answer).to_bytes(2, "big") + answer)
+    waiting: deque[tuple[float, bytes, tuple[str, int]]] = deque()
     while True:
-        query, client = udp.recvfrom(4096)
+        udp.settimeout(max(waiting[0][0] - time.monotonic(), 0.0001) if waiting else None)
         try:
-            udp.sendto(dns_answer(query), client)
+            query, client = udp.recvfrom(4096)
+            if query[13:14] == SLOW:
+                waiting.append((time.monotonic() + SLOW_SECONDS, dns_answer(query), client))
+            else:
+                udp.sendto(dns_answer(query), client)
         except (IndexError, OSError):
-            continue
+            pass
+        while waiting and waiting[0][0] <= time.monotonic():
+            _, answer, client = waiting.popleft()
+            with contextlib.suppress(OSError):
+                udp.sendto(answer, client)
 
 
 def _serve_echo(port: int) -> None:
