@@ -47,6 +47,7 @@ class NetSettings:
     hosts: tuple[str, ...] = ()  # hosts files
     dns_log: bool = False
     max_connections: int | None = None  # None: as many as the descriptor limit allows
+    max_guest_connections: int | None = None  # None: all of them
     allowed_bind_addresses: tuple[IPv4Network | IPv6Network, ...] = ()  # that forwards may listen on; empty: any
     udp_filtering: str = "address"  # who may answer a guest's datagram; see NetworkOptions
     nat64: bool = False  # IPv4 hosts under 64:ff9b::/96
@@ -230,6 +231,12 @@ OPTIONS: Final = (
         type=click.IntRange(min=1),
         help="Host sockets at once.  [default: as the descriptor limit allows]",
     ),
+    click.option(
+        "--max-guest-connections",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Those of one guest, so that he leaves some to the others.  [default: all of them]",
+    ),
     parsed(
         bind_network,
         "--allowed-bind-addresses",
@@ -334,6 +341,7 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         hosts=tuple(options["hosts"]),
         dns_log=options["dns_log"],
         max_connections=options["max_connections"],
+        max_guest_connections=options["max_guest_connections"],
         allowed_bind_addresses=tuple(options["allowed_bind_addresses"]),
         udp_filtering=options["udp_filtering"],
         nat64=options["nat64"],

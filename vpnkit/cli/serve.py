@@ -90,6 +90,7 @@ def serve(
         dns_log=settings.dns_log,
         verify_checksums=settings.verify_checksums,
         max_connections=settings.max_connections,
+        max_guest_connections=settings.max_guest_connections,
         allowed_bind_addresses=settings.allowed_bind_addresses,
         udp_filtering=settings.udp_filtering,
         leasing=settings.leasing,

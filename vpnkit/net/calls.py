@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +50,9 @@ class Calls:
         guest = self._guest
         source, source_port = caller or (guest.plan.caller(destination), None)
         try:
+            if not guest.admit():
+                guest.count("tcp_limit")
+                raise OSError(errno.ENOBUFS, f"guest {guest.number} has as many connections as he may")
             flow = guest.tcp.call(
                 source, destination, port, host, guest.mac_of(destination), source_port=source_port, first=first
             )

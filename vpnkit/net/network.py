@@ -74,6 +74,7 @@ class NetworkOptions:
     resolv_conf: str = "/etc/resolv.conf"
     verify_checksums: bool = False
     max_connections: int | None = None  # host sockets; None: as many as the descriptor limit allows
+    max_guest_connections: int | None = None  # those of one guest; None: all of them
     extra_host_names: Sequence[str] = ()
     # RFC 4787 REQ-8, who may send to a mapping: "address", hosts that the guest spoke to, or "endpoint", anybody
     udp_filtering: str = "address"
@@ -180,7 +181,7 @@ class Network:
                 nat64=self.options.nat64,
                 budget=self._budget,
                 ipv6=self.ipv6,
-                admit=self._admit,
+                admit=lambda: self._admit_of(guest),
                 warn=self._warn,
                 host=self.options.host,
                 poller=self.options.poller(),
@@ -262,6 +263,11 @@ class Network:
         """Whether one more host socket is within the limit."""
         used = sum(len(guest.poller) for guest in self.guests) + self.ways_in.unpolled
         return used < self._limit and used + self.forwards.listeners < self._descriptors
+
+    def _admit_of(self, guest: Guest) -> bool:
+        """Whether this guest may have one more."""
+        most = self.options.max_guest_connections
+        return (most is None or len(guest.poller) < most) and self._admit()
 
     def dns_servers(self) -> Sequence[Server]:
         """Where queries go now that are for no zone."""

@@ -56,7 +56,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         --subnet 10.1.0.0/16 --gateway-ip 10.1.0.254 --host-ip 10.1.0.253 --guest-ip 10.1.9.1 --mtu 1500
         --no-offload --verify-checksums --dns 1.1.1.1 --dns 2001:db8::1#5353 --domain vm.example.
         --search a.example --search b.example --host-name build.example --max-connections 99
-        --allowed-bind-addresses 127.0.0.0/8 --allowed-bind-addresses ::1
+        --max-guest-connections 9 --allowed-bind-addresses 127.0.0.0/8 --allowed-bind-addresses ::1
         --udp-filtering endpoint --name dev --control {tmp_path}/c.sock --log-level debug --log-json
     """
     plan, settings = resolve(*line.split())
@@ -72,6 +72,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         verify_checksums=True,
         dns=(Server("1.1.1.1"), Server("2001:db8::1", 5353)),
         max_connections=99,
+        max_guest_connections=9,
         allowed_bind_addresses=(IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
         udp_filtering="endpoint",
         name="dev",

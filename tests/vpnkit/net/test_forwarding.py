@@ -133,6 +133,20 @@ async def test_descriptors_are_kept_for_others(monkeypatch: pytest.MonkeyPatch) 
         assert not world.network._admit()
 
 
+async def test_a_guest_leaves_some_to_others(caplog: pytest.LogCaptureFixture) -> None:
+    async with lan(2, max_guest_connections=1) as world:
+        first, second = world.neighbours
+        forward = await one(world.network, f"{LOOPBACK}:0:{first.ip}:80")
+        other = await one(world.network, f"{LOOPBACK}:0:{second.ip}:80")
+        async with await trio.open_tcp_stream(*forward.addresses[0]):
+            await first.hears(lambda frame: TCP in frame)
+            assert await is_reset(forward)
+            assert world.counter(first, "tcp_limit") == 1
+            assert f"guest {first.guest.number} has as many connections as he may" in caplog.text
+            async with await trio.open_tcp_stream(*other.addresses[0]):
+                await second.hears(lambda frame: TCP in frame)
+
+
 async def test_clients_of_udp_are_flows_that_came_in() -> None:
     async with lan(1) as world:
         [guest] = world.neighbours
