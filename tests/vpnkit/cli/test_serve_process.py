@@ -300,7 +300,7 @@ def test_an_inherited_socket_of_the_wrong_type_for_control(start, directory) -> 
         served = activate(start, descriptors, "--link", f"qemu:{directory}/q", "--control", f"{directory}/c")
         status, err = served.finish()
     assert status == 1
-    assert err.startswith(f"vpnkit: control socket {directory}/c of socket activation")
+    assert err.startswith(f"vpnkit: socket {directory}/c of socket activation")
     assert err.count("\n") == 1
     assert left(directory) == ["c"]
 
