@@ -18,8 +18,11 @@ from tapdev.http_connect import looks_like_http
 from tapdev.link import LinkCapabilities
 from tapdev.vmnet import HandshakeError, decode_command, decode_init, decode_response
 from tests.fuzz import frames
-from vpnkit.errors import WireError
+from vpnkit.errors import ConfigError, WireError
+from vpnkit.proto import dns64
+from vpnkit.proto.dns_cache import Cache
 from vpnkit.proto.dns_names import reverse_address
+from vpnkit.services import dns_file, hosts
 from vpnkit.wire import arp, dhcp, dns, icmp, icmpv6, ipv4, ipv6, offload, tcp, udp
 
 OCTETS = st.binary(max_size=200)
@@ -27,6 +30,19 @@ PORT = st.integers(0, 65535)
 NUMBER = st.integers(0, 0xFFFFFFFF)
 ADDRESS = st.binary(min_size=4, max_size=4)
 PAYLOAD = st.binary(max_size=1400)
+
+
+DNS_QUERY = dns.decode_query(frames.dns_query("a.example", counts=(1, 0, 0, 1), rest=b"\0\0\x29\4\xd0\0\0\0\0\0\0"))
+
+
+def kept(data: bytes) -> None:
+    """A server's response goes into the cache, and what comes out again is well-formed."""
+    cache = Cache()
+    response = b"\0\0\x81\x80\0\1\0\1\0\0\0\0" + DNS_QUERY.question + data
+    entry = cache.store(DNS_QUERY, response, 0.0)
+    if entry is not None:
+        dns.records(cache.answer(entry, DNS_QUERY, b"\0\0", 0.5))
+        dns.records(cache.stale_answer(entry, DNS_QUERY, 1e6))
 
 
 def views(decode):
@@ -49,6 +65,13 @@ DECODERS = {
     "dns name": (lambda data: dns.read_name(data, len(data) // 2), WireError),
     "dns skip": (lambda data: dns.skip_name(data, len(data) // 3), WireError),
     "dns record": (lambda data: dns.record(data, len(data) // 3), WireError),
+    "dns records": (dns.records, WireError),
+    "dns options": (dns.split_options, WireError),
+    "dns cache": (kept, ()),
+    "dns64": (lambda data: dns64.synthesize(DNS_QUERY, data.ljust(12, b"\0"), data.ljust(12, b"\0")), ()),
+    "dns64 reverse": (lambda data: dns64.mapped_answer(DNS_QUERY, b"\0", data.ljust(12, b"\0")), ()),
+    "dns file": (lambda data: dns_file.parse(data.decode("latin-1")), ConfigError),
+    "hosts file": (lambda data: list(hosts.parse(data.decode("latin-1"))), ()),
     "dns reverse": (lambda data: reverse_address(name_of(data)), ()),
     "dns truncate": (lambda data: dns.truncate(data.ljust(12, b"\0"), 12 + len(data) // 2), ()),
     "offload locate": (offload.locate, ()),
