@@ -249,9 +249,10 @@ async def test_a_busy_port_is_never_shared(world: World) -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]
-        with pytest.raises(ForwardError, match=f"127.0.0.1:{port} is in use by .*pid") as raised:
+        with pytest.raises(ForwardError, match=f"127.0.0.1:{port} is in use") as raised:
             await world.expose(f"127.0.0.1:{port}:53/udp")
     assert "/udp" in str(raised.value)
+    assert not LINUX or "(pid " in str(raised.value)
     assert world.table.list() == []
 
 
