@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from urllib.parse import quote, urlencode
 
 import click
@@ -203,7 +203,7 @@ def _write(pieces: Iterable[bytes], output: Path | None) -> None:
     """To the file or standard output, each piece at once; a reader who goes away ends it."""
     if output is None and sys.stdout.isatty():
         raise ConfigError("packets are not for a terminal: `-o FILE`, or `| wireshark -k -i -`")
-    file = sys.stdout.buffer if output is None else _opened(output)
+    file = standard_output() if output is None else _opened(output)
     try:
         for piece in pieces:
             file.write(piece)
@@ -215,7 +215,12 @@ def _write(pieces: Iterable[bytes], output: Path | None) -> None:
             file.close()
 
 
-def _opened(output: Path) -> Any:
+def standard_output() -> BinaryIO:
+    """Where packets go without `-o`."""
+    return sys.stdout.buffer
+
+
+def _opened(output: Path) -> BinaryIO:
     try:
         return output.open("wb")
     except OSError as error:

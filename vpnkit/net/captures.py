@@ -80,7 +80,7 @@ class Captures:
     def ring(self, name: str) -> Ring:
         """The ring of that name, with `.pcap` or without.  Raises NoCapture."""
         rings = self.capture.rings
-        found = rings.get(name) or rings.get(name + SUFFIX)
+        found = rings.get(name, rings.get(name + SUFFIX))
         if found is None:
             raise NoCapture(f"no capture is called {name!r}; there are {', '.join(rings)}")
         return found
