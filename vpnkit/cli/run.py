@@ -196,7 +196,7 @@ async def _serve_p9(path: Path, network: Network, *, task_status: trio.TaskStatu
 
 
 def _say_chosen_port(text: str, forward: Forward) -> None:
-    if any(spec.host_port == 0 for spec in parse(text)):
+    if any(spec.host_port == 0 and spec.host_path is None for spec in parse(text)):
         print(f"vpnkit run: {text} is {forward.spec}", file=sys.stderr)
 
 
