@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 BUSYBOX = Path("/bin/busybox")
 BOOT = Path("/boot")
@@ -66,11 +66,14 @@ class ImageError(Exception):
     """What is missing on this machine, and the package that has it."""
 
 
-def kernel() -> Path:
-    """The newest kernel in /boot that has its modules here."""
+def kernel(wanted: Iterable[str] = WANTED) -> Path:
+    """The newest kernel in /boot that has its modules here, and all of `wanted`; a small one if there is a choice."""
     found = [path for path in BOOT.glob("vmlinuz-*") if (MODULES / release(path) / "modules.dep").exists()]
     if not found:
         raise ImageError("no kernel in /boot with its modules: apt-get install linux-image-cloud-amd64")
+    found = [path for path in found if has_modules(MODULES / release(path), wanted)]
+    if not found:
+        raise ImageError(f"no kernel with the modules {' '.join(wanted)}: apt-get install linux-image-amd64")
     return max(found, key=lambda path: ("cloud" in path.name, path.stat().st_mtime))
 
 
@@ -95,6 +98,14 @@ def modules(directory: Path, wanted: Iterable[str]) -> list[Path]:
             if file not in files:
                 files.append(file)
     return [directory / file for file in files]
+
+
+def has_modules(directory: Path, wanted: Iterable[str]) -> bool:
+    try:
+        modules(directory, wanted)
+    except ImageError:
+        return False
+    return True
 
 
 class Archive:
@@ -139,7 +150,7 @@ def static(program: Path) -> bytes:
     return data
 
 
-def initramfs(image: Path) -> bytes:
+def initramfs(image: Path, wanted: Iterable[str] = WANTED) -> bytes:
     """The archive for the kernel `image`.  Raises ImageError."""
     archive = Archive()
     for name in ("bin", "dev", "etc", "lib", "lib/modules", "usr", "usr/share", "usr/share/udhcpc"):
@@ -149,18 +160,18 @@ def initramfs(image: Path) -> bytes:
     archive.program("init", INIT.encode())
     archive.program("usr/share/udhcpc/default.script", UDHCPC_SCRIPT.encode())
     archive.link("etc/udhcpc", "../usr/share/udhcpc")  # Debian's and everybody else's place for it
-    for number, file in enumerate(modules(MODULES / release(image), WANTED)):
+    for number, file in enumerate(modules(MODULES / release(image), wanted)):
         archive.add(f"lib/modules/{number:02}-{file.name}", file.read_bytes())
     return archive.finish()
 
 
 class Image:
-    """A kernel, and the file of its initramfs in `directory`."""
+    """A kernel, and the file of its initramfs in `directory`, which loads the modules `wanted`."""
 
-    def __init__(self, directory: Path) -> None:
-        self.kernel = kernel()
+    def __init__(self, directory: Path, wanted: Sequence[str] = WANTED) -> None:
+        self.kernel = kernel(wanted)
         self.initramfs = directory / "initramfs"
-        self.initramfs.write_bytes(initramfs(self.kernel))
+        self.initramfs.write_bytes(initramfs(self.kernel, wanted))
 
     def arguments(self) -> list[str]:
         """QEMU's."""
