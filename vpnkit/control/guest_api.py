@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vpnkit.net.network import Network
 
 MAX_CONNECTIONS: Final = 8  # of one guest's address; one more is reset
+MAX_OF_ALL: Final = 128  # and of all guests
 
 
 class GuestApi:
@@ -53,7 +54,7 @@ class GuestApi:
     async def serve(self, stream: GuestStream, source: bytes) -> None:
         """One connection of the guest at `source`."""
         peer = str(ip_address(source))
-        if self._open[peer] >= MAX_CONNECTIONS:
+        if self._open[peer] >= MAX_CONNECTIONS or self._open.total() >= MAX_OF_ALL:
             self.refused += 1
             stream.abort()
             return

@@ -156,8 +156,9 @@ async def test_so_many_and_no_more(operator: FixedOperator, monkeypatch: pytest.
         assert (await guest.expose("127.0.0.1:3", ":80")).status == 200
 
 
-async def test_connections_are_bounded(operator: FixedOperator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_api, "MAX_CONNECTIONS", 2)
+@pytest.mark.parametrize("limit", ["MAX_CONNECTIONS", "MAX_OF_ALL"])
+async def test_connections_are_bounded(operator: FixedOperator, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(guest_api, limit, 2)
     async with inside(operator) as guest:
         held = [await guest.inner.scripted.connect(80, GATEWAY) for _ in range(2)]
         await trio.testing.wait_all_tasks_blocked()
