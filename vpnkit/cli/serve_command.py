@@ -76,7 +76,7 @@ def serve_command(
     plan = plan_from(options)
     if not links:
         raise click.UsageError(f"There is no --link, so nobody could come in; for QEMU: {EXAMPLE}.")
-    _check_distinct(links, settings.control_path)
+    _check_distinct(links, settings.control_path, settings.p9)
     if ready_fd is not None:
         _check_open(ready_fd)
     configure(options["log_level"], options["log_json"])
@@ -87,9 +87,11 @@ def serve_command(
     return serve(links, plan, settings, forwards, mtu=options["mtu"], ready_fd=ready_fd)
 
 
-def _check_distinct(links: Sequence[LinkSpec], control: Path) -> None:
+def _check_distinct(links: Sequence[LinkSpec], control: Path, p9: Path | None) -> None:
     """Raises ConfigError when two of them are one place."""
     taken: dict[object, str] = {os.path.realpath(control): f"--control {control}"}
+    if p9 is not None:
+        taken[os.path.realpath(p9)] = f"--9p {p9}"
     for spec in links:
         if spec.host is not None and spec.port == 0:
             continue  # the system chooses one for each
