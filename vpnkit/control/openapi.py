@@ -76,7 +76,7 @@ def _schemas(routes: Iterable[Route]) -> tuple[dict[str, Any], dict[str, Any]]:
     kinds: dict[str, Any] = {_key(FailureReport): FailureReport}
     for route in routes:
         for kind in (route.body, *route.answers.values(), *route.media.values()):
-            if kind is not None:
+            if kind not in (None, bytes):
                 kinds[_key(kind)] = kind
     made, components = msgspec.json.schema_components(kinds.values(), ref_template=REFERENCES)
     return dict(zip(kinds, made, strict=True)), components
@@ -112,15 +112,18 @@ def _responses(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
         if kind is not None:
             responses[str(status)]["content"] = {JSON: {"schema": schemas[_key(kind)]}}
     if route.media:
-        content = {
-            name: {"schema": schemas[_key(kind)] if kind is not None else {"type": "string"}}
-            for name, kind in route.media.items()
-        }
+        content = {name: _medium(kind, schemas) for name, kind in route.media.items()}
         responses["200"] = {"description": HTTPStatus.OK.phrase, "content": content}
     for status, when in route.errors.items():
         responses[str(status)] = {"description": when, "content": failure}
     responses["default"] = {"description": FAILED, "content": failure}
     return dict(sorted(responses.items()))
+
+
+def _medium(kind: Any, schemas: dict[str, Any]) -> dict[str, Any]:
+    if kind is bytes:
+        return {}  # binary has no schema: OpenAPI 3.1 section 4.8.14.3
+    return {"schema": {"type": "string"} if kind is None else schemas[_key(kind)]}
 
 
 def _parameter(argument: Argument, place: str) -> dict[str, Any]:

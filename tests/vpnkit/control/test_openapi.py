@@ -12,6 +12,7 @@ from openapi_spec_validator import validate
 
 from tests.vpnkit.control.asking import Answer, asker
 from tests.vpnkit.control.reporter import FixedOperator
+from vpnkit.control.captures import capture_routes
 from vpnkit.control.guard import TokenGuard
 from vpnkit.control.instance import instance_router
 from vpnkit.control.message import Request, Stream
@@ -83,6 +84,11 @@ def check(described: dict[str, Any], schema: dict[str, Any], value: object) -> N
 def test_it_is_openapi_3_1(described: dict[str, Any]) -> None:
     validate(described)
     assert described["openapi"] == "3.1.0"
+    whole = json.loads(json.dumps(document(instance_router(FixedOperator(), capture_routes(None)))))
+    validate(whole)
+    assert set(whole["paths"]) > set(described["paths"])
+    names = [operation["operationId"] for operation in operations(whole).values()]
+    assert len(names) == len(set(names))
 
 
 def test_it_has_what_is_ours_and_nothing_else(described: dict[str, Any]) -> None:
