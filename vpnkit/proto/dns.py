@@ -243,6 +243,9 @@ class Forwarder:
     def _in_turn(self, lookup: Lookup, now: float, silent: bool) -> list[int]:
         servers = lookup.servers
         if not lookup.asked:
+            if lookup.choice.at_once == 1 and servers:  # nearly always
+                lookup.attempt_ends = now + self._patience(servers[0])
+                return [0]
             chosen = list(range(min(lookup.choice.at_once, len(servers))))
             self.counters.raced += max(len(chosen) - 1, 0)
             if chosen:

@@ -89,6 +89,17 @@ class Entry:
         return self.flags & dns.RCODE == dns.NXDOMAIN
 
 
+@dataclass(slots=True, eq=False)
+class Unread:
+    """A response that nobody has asked for since it came."""
+
+    key: bytes
+    response: bytes
+    stored: float
+    before: Entry | None  # what was known, until it is read
+    octets: int = 0
+
+
 @dataclass
 class CacheCounters:
     hits: int = 0
@@ -106,7 +117,7 @@ class Cache:
     def __init__(self, max_entries: int = MAX_ENTRIES, max_octets: int = MAX_OCTETS) -> None:
         self._max_entries = max_entries
         self._max_octets = max_octets
-        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._entries: OrderedDict[bytes, Entry | Unread] = OrderedDict()
         self.variants: dict[bytes, Variant] = {}  # by the query after its id
         self.octets = 0
         self.counters = CacheCounters()
@@ -123,20 +134,21 @@ class Cache:
     def forget_variants(self) -> None:
         """Names that are answered elsewhere changed: look at every query again."""
         for entry in self._entries.values():
-            entry.queries.clear()
-            self.octets -= entry.octets - _size(entry)
-            entry.octets = _size(entry)
-        self.variants.clear()
+            self.octets -= entry.octets
+            self._forget_variants_of(entry)
+            self.octets += entry.octets
 
     def find(self, query: Query) -> Entry | None:
         """What is known about `query`, be its time over or not; `Entry.expires` and `STALE_SECONDS` say."""
         key = cache_key(query)
         if key is None:
             return None
-        entry = self._entries.get(key)
-        if entry is not None:
+        found = self._entries.get(key)
+        if isinstance(found, Unread):
+            return self._read(found)
+        if found is not None:
             self._entries.move_to_end(key)
-        return entry
+        return found
 
     def wants_refresh(self, entry: Entry, now: float) -> bool:
         """Whether a fresh entry is worth asking for before its time is over.  True once until it is stored again."""
@@ -197,27 +209,46 @@ class Cache:
             ttls = [(offset, ttl) for offset, ttl in ttls[:kept] if offset <= end]
         return Variant(entry, bytearray(message), ttls)
 
-    def store(self, query: Query, response: bytes, now: float) -> Entry | None:
-        """Keep the response to `query`, if it is one to keep.  It was seen to answer the question."""
+    def store(self, query: Query, response: bytes, now: float) -> bool:
+        """Keep the response to `query`, which was seen to answer it; False when it is one that is not kept.
+
+        It is read when it is asked for, and only then may turn out to be none to keep: most answers are asked for once.
+        """
+        if response[2] & dns.TC >> 8 or response[3] & dns.RCODE not in (dns.NOERROR, dns.NXDOMAIN):
+            return False
         key = cache_key(query)
-        if key is None or response[4:6] != b"\0\1":
-            return None
-        try:
-            entry = _entry(key, response, now)
-        except WireError:
-            return None
-        if entry is None:
-            return None
-        before = self._entries.get(key)
+        if key is None or response[4:6] != b"\0\1" or response[6:10] == bytes(4):
+            return False
+        before = self._entries.pop(key, None)
         if before is not None:
-            entry.hits = before.hits // 2  # popular is who is asked for again and again
-            self._remove(before)
-        self._entries[key] = entry
+            self.octets -= before.octets
+            self._forget_variants_of(before)
+        kept = before if isinstance(before, Entry) else None
+        unread = self._entries[key] = Unread(key, response, now, kept)
         self.counters.stored += 1
-        self._grow(entry, _size(entry))
+        self._grow(unread, len(response) + OVERHEAD + (kept.octets if kept is not None else 0))
+        return True
+
+    def _read(self, unread: Unread) -> Entry | None:
+        """What was stored, or what was known before when that is none to keep."""
+        try:
+            entry = _entry(unread.key, unread.response, unread.stored)
+        except WireError:
+            entry = None
+        del self._entries[unread.key]
+        self.octets -= unread.octets
+        if entry is not None:
+            entry.hits = unread.before.hits // 2 if unread.before is not None else 0  # popular is who is so again
+            entry.octets = _size(entry)
+        else:
+            entry = unread.before
+            if entry is None:
+                return None
+        self._entries[unread.key] = entry
+        self.octets += entry.octets
         return entry
 
-    def _grow(self, entry: Entry, octets: int) -> None:
+    def _grow(self, entry: Entry | Unread, octets: int) -> None:
         entry.octets += octets
         self.octets += octets
         while len(self._entries) > 1 and (len(self._entries) > self._max_entries or self.octets > self._max_octets):
@@ -228,11 +259,17 @@ class Cache:
             self._remove(oldest)
             self.counters.evicted += 1
 
-    def _remove(self, entry: Entry) -> None:
+    def _remove(self, entry: Entry | Unread) -> None:
         del self._entries[entry.key]
         self.octets -= entry.octets
-        for asked in entry.queries:
-            del self.variants[asked]
+        self._forget_variants_of(entry)
+
+    def _forget_variants_of(self, entry: Entry | Unread) -> None:
+        if isinstance(entry, Entry):
+            for asked in entry.queries:
+                del self.variants[asked]
+            entry.queries.clear()
+            entry.octets = _size(entry)
 
 
 def cache_key(query: Query) -> bytes | None:
@@ -260,8 +297,6 @@ def _size(entry: Entry) -> int:
 def _entry(key: bytes, response: bytes, now: float) -> Entry | None:
     """Raises WireError."""
     flags = int.from_bytes(response[2:4], "big")
-    if flags & dns.TC or flags & dns.RCODE not in (dns.NOERROR, dns.NXDOMAIN):
-        return None
     start, records = dns.records(response)
     end = len(response)
     reasons = b""
@@ -279,11 +314,11 @@ def _entry(key: bytes, response: bytes, now: float) -> Entry | None:
     ttl = _lifetime(flags, response, records, int.from_bytes(response[start - 4 : start - 2], "big"))
     if ttl <= 0:
         return None
-    of_section = [sum(record.section == section for record in records) for section in range(3)]
+    _, _, _, answers, authority, additional = dns.HEADER.unpack_from(response)
     return Entry(
         key,
         flags & ~dns.AA,
-        (of_section[0], of_section[1], of_section[2]),
+        (answers, authority, additional - len(opts)),
         response[start:end],
         start - dns.HEADER.size,
         [(record.data - 6 - start, record.ttl) for record in records],

@@ -64,6 +64,8 @@ class Routes:
         self.default = tuple(servers)
         self.zones = {zone: tuple(of_zone) for zone, of_zone in (zones or {}).items()}
         self.racing = racing
+        every = [*self.default, *(server for of_zone in self.zones.values() for server in of_zone)]
+        self.has_host = any(server.kind == "host" for server in every)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Routes):

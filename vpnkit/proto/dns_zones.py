@@ -112,7 +112,7 @@ class Zones:
 
     def answer(self, query: Query) -> bytes | None:
         """Our answer, or None when the name is in no zone."""
-        if query.qclass not in (dns.IN, dns.ANY):
+        if not self._zones or query.qclass not in (dns.IN, dns.ANY):
             return None
         for known in self._zones:
             prefix = _prefix(query.name, known.suffix)

@@ -220,7 +220,9 @@ class DnsService:
         """For the guest's Deadlines."""
         if self._came:
             return float("-inf")
-        return min(self._forwarder.next_deadline(), min(self._late.values(), default=NEVER))
+        if self._late:
+            return min(self._forwarder.next_deadline(), *self._late.values())
+        return self._forwarder.next_deadline()
 
     def on_deadline(self, now: float) -> None:
         """Hear what tasks got, and go on to the next server for those who waited long enough."""
@@ -266,10 +268,11 @@ class DnsService:
             if attempts is None:
                 return  # a reply to another lookup closed the service
             now = self._clock()
-            known = set(lookup.silent)
+            known = set(lookup.silent) if lookup.choice.racing else lookup.silent
             chosen = forwarder.advance(lookup, now, silent=silent)
-            for index in lookup.silent - known:
-                self.resolver.upstreams.failed(lookup.servers[index], now)
+            if lookup.choice.racing:
+                for index in lookup.silent - known:
+                    self.resolver.upstreams.failed(lookup.servers[index], now)
             if not chosen:
                 self._finish(lookup, None)
                 return

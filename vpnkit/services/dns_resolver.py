@@ -116,7 +116,7 @@ class Resolver:
     def choose(self, query: Query, now: float) -> Choice:
         """Whom to ask."""
         servers: Sequence[Server] = self._routes.servers(query.name)
-        if any(server.kind == "host" for server in servers) and not is_for_host(query):
+        if self._routes.has_host and not is_for_host(query) and any(server.kind == "host" for server in servers):
             others = [server for server in servers if server.kind != "host"]
             servers = others or self._fallback()
         return self.upstreams.choose(servers, now, racing=self._routes.racing)

@@ -57,7 +57,11 @@ def cache() -> Cache:
 
 
 def keep(cache: Cache, query: bytes, answer: bytes, now: float = 100.0) -> bool:
-    return cache.store(wire.decode_query(query), answer, now) is not None
+    """Whether it is known from then on."""
+    decoded = wire.decode_query(query)
+    before = cache.find(decoded)
+    cache.store(decoded, answer, now)
+    return cache.find(decoded) not in (None, before)
 
 
 def get(cache: Cache, query: bytes, now: float) -> dns.message.Message | None:
@@ -244,6 +248,17 @@ def test_a_ttl_is_not_believed_without_end(cache: Cache) -> None:
     assert get(cache, query, 100.0 + MAX_TTL) is None
 
 
+def test_an_answer_that_turns_out_to_be_none_leaves_what_was_known(cache: Cache) -> None:
+    query = query_bytes()
+    good = response(query, "www.example 60 IN A 10.0.0.1")
+    keep(cache, query, good)
+    get(cache, query, 101.0)
+    assert cache.store(wire.decode_query(query), good[:-3], 102.0)
+    assert not cache.variants
+    assert ttls(get(cache, query, 103.0)) == [57]
+    assert cache.octets == sum(entry.octets for entry in cache._entries.values())
+
+
 def test_stale_answers(cache: Cache) -> None:
     """RFC 8767 section 4: TTL 30; RFC 8914: a reason."""
     query = query_bytes(use_edns=0)
@@ -355,7 +370,9 @@ class Asking(RuleBasedStateMachine):
         if cache is not None:
             assert len(cache) <= max(cache._max_entries, 1)
             assert cache.octets == sum(entry.octets for entry in cache._entries.values())
-            assert set(cache.variants) == {asked for entry in cache._entries.values() for asked in entry.queries}
+            assert set(cache.variants) == {
+                asked for entry in cache._entries.values() for asked in getattr(entry, "queries", ())
+            }
 
 
 class TestAsking(Asking.TestCase):
