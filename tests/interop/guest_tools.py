@@ -42,6 +42,10 @@ REMOTE = "198.51.100.2"
 LINGER_RESET = b"\x01\0\0\0\0\0\0\0"  # struct linger: close sends a RST
 
 
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 class Namespace:
     """A network namespace, held by a descriptor."""
 
@@ -89,18 +93,18 @@ class Namespace:
         assert done.returncode == 0, f"{argv}: {done.stderr}"
         return done.stdout
 
-    def set(self, name: str, value: object) -> None:
-        """A setting below net.ipv4."""
+    def set(self, name: str, value: object, family: str = "ipv4") -> None:
+        """A setting below net.ipv4, or net.ipv6."""
         with self.entered():
-            Path("/proc/sys/net/ipv4", name).write_text(str(value))
+            Path("/proc/sys/net", family, name).write_text(str(value))
 
-    def socket(self, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    def socket(self, kind: int = socket.SOCK_STREAM, family: int = socket.AF_INET) -> socket.socket:
         with self.entered():
-            return socket.socket(socket.AF_INET, kind)
+            return socket.socket(family, kind)
 
     def listen(self, address: str = "127.0.0.1", port: int = 0, backlog: int = 1024) -> socket.socket:
         with self.entered():
-            return socket.create_server((address, port), backlog=backlog)
+            return socket.create_server((address, port), family=family_of(address), backlog=backlog)
 
     def connect(self, address: str, port: int, timeout: float = 10) -> socket.socket:
         with self.entered():
@@ -325,7 +329,7 @@ class Server:
     """
 
     def __init__(self, listener: socket.socket, serve: Callable[[socket.socket], None]) -> None:
-        self.address, self.port = listener.getsockname()
+        self.address, self.port = listener.getsockname()[:2]
         self.failures: list[BaseException] = []
         self._listener = listener
         listener.setblocking(False)

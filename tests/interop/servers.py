@@ -59,13 +59,18 @@ class Web(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class WebServer6(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
 class WebServer:
     """Web on `address` of `host`, with the files below `directory`."""
 
-    def __init__(self, host: Namespace, directory: Path, address: str = "127.0.0.1") -> None:
+    def __init__(self, host: Namespace, directory: Path, address: str = "127.0.0.1", port: int = 0) -> None:
         with host.entered():
             handler = functools.partial(Web, directory=str(directory))
-            self._server = http.server.ThreadingHTTPServer((address, 0), handler)
+            kind = WebServer6 if ":" in address else http.server.ThreadingHTTPServer
+            self._server = kind((address, port), handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))

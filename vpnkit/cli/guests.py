@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
 import click
@@ -25,7 +26,7 @@ def show(reports: list[GuestReport]) -> str:
             str(guest.id),
             guest.link,
             guest.mac or "",
-            guest.ip or "",
+            _addresses(guest),
             str(guest.mtu),
             ",".join(guest.offloads),
             size(guest.bytes_to_host),
@@ -34,3 +35,11 @@ def show(reports: list[GuestReport]) -> str:
         for guest in reports
     ]
     return table(["id", "link", "mac", "ip", "mtu", "offloads", "to host", "to guest"], rows)
+
+
+def _addresses(guest: GuestReport) -> str:
+    """His IPv4 address and the first IPv6 one, the link-local one only when there is no other of either family."""
+    six = [ip_address(text) for text in guest.addresses if ":" in text]
+    others = [str(address) for address in six if not address.is_link_local]
+    found = [*([guest.ip] if guest.ip else []), *others[:1]] or [str(address) for address in six[:1]]
+    return ",".join(found)

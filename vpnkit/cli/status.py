@@ -24,6 +24,7 @@ def show(report: StatusReport) -> str:
     facts = [
         ("name", f"{report.name}, pid {report.pid}, vpnkit {report.version}, up {duration(report.uptime_seconds)}"),
         ("network", f"{report.subnet}, gateway {report.gateway}, {host}, mtu {report.mtu}"),
+        *_ipv6(report),
         ("dns", ", ".join(report.dns)),
         ("guests", str(report.guests)),
         ("flows", ", ".join(f"{protocol} {count}" for protocol, count in report.flows.items())),
@@ -34,3 +35,11 @@ def show(report: StatusReport) -> str:
     ]
     width = max(len(name) for name, _ in facts)
     return "\n".join(f"{name.ljust(width)}  {printable(value)}" for name, value in facts)
+
+
+def _ipv6(report: StatusReport) -> list[tuple[str, str]]:
+    """A line about IPv6 while it is offered."""
+    if report.prefix6 is None:
+        return []
+    host = f"host {report.host6}" if report.host6 else "no host alias"
+    return [("ipv6", f"{report.prefix6}, gateway {report.gateway6}, {host}")]

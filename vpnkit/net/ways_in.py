@@ -12,6 +12,8 @@ import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from portfwd.errors import ForwardError
 from portfwd.proxy_protocol import header_of
 from portfwd.table import ForwardTable
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from ipaddress import IPv4Network, IPv6Network
 
-    import trio
-
     from portfwd.datagrams import Reply
     from portfwd.spec import Spec
     from vpnkit.net.guest import Guest
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vpnkit.net.plan import Plan
 
 TUNNEL_PATIENCE: Final = 10.0  # seconds until a guest has to answer; gvproxy's
+ASK_AGAIN_SECONDS: Final = 10.0  # after nobody had the first guest's IPv4 address
 
 
 class WaysIn:
@@ -55,6 +56,7 @@ class WaysIn:
         self._guests = guests
         self._nat64 = nat64
         self._looking = 0  # accepted connections whose guest is being looked for
+        self._only6_until = 0.0  # nobody has the first guest's IPv4 address; until it is asked for again
         self.forwards = ForwardTable(
             self.deliver,
             datagrams=self,
@@ -77,8 +79,7 @@ class WaysIn:
         client = client_of(stream.socket)
         first = header_of(options.proxy, stream.socket) if options.proxy else b""
         host = socket.socket(fileno=stream.socket.detach())
-        destination = self._destination(spec, client)
-        guest = await self._found(host, destination)
+        guest, destination = await self._found(host, lambda: self._destination(spec, client))
         await guest.calls.join(
             host,
             destination,
@@ -93,20 +94,31 @@ class WaysIn:
         """Take a connection, of which `received` was read, to `port` at the guest's `destination`, and return when it
         is over.  Takes over the stream.  Raises OSError."""
         host = socket.socket(fileno=stream.socket.detach())
-        guest = await self._found(host, destination)
+        guest, _ = await self._found(host, lambda: destination)
         await guest.calls.join(host, destination, port, first=received, patience=TUNNEL_PATIENCE, name="tunnel")
 
-    async def _found(self, host: socket.socket, destination: bytes) -> Guest:
-        """The guest that `host` is to be joined with; it is reset, and OSError raised, when there is none."""
+    async def _found(self, host: socket.socket, destination: Callable[[], bytes]) -> tuple[Guest, bytes]:
+        """The guest that `host` is to be joined with, and his address; it is reset, and OSError raised, when there is
+        none."""
         self._looking += 1
         try:
             host.setblocking(False)
-            return self._guest_of(destination, await self._lan.resolve(destination))
+            holder = await self._asked(destination)
+            address = destination()
+            return self._guest_of(address, holder), address
         except BaseException:
             host_sockets.reset(host)  # not an end: nobody was there
             raise
         finally:
             self._looking -= 1
+
+    async def _asked(self, destination: Callable[[], bytes]) -> Holder | None:
+        """Who has the address, and what it is afterwards: a guest without IPv4 is called by IPv6, once he was asked."""
+        address = destination()
+        holder = await self._lan.resolve(address)
+        if holder is None and address == self._plan.guest_ip.packed and self._guests:
+            self._only6_until = trio.current_time() + ASK_AGAIN_SECONDS
+        return holder or self._lan.holder(destination())
 
     # Datagrams (portfwd.datagrams.Datagrams)
 
@@ -119,22 +131,32 @@ class WaysIn:
 
     async def wait(self, spec: Spec, client: tuple[str, int]) -> bool:
         """Whether the guest that `open` did not find is there after all."""
-        return await self._lan.resolve(self._destination(spec, client)) is not None
+        return await self._asked(lambda: self._destination(spec, client)) is not None
 
     # Who calls whom
 
     def _destination(self, spec: Spec, client: tuple[str, int] | None) -> bytes:
         """The guest's address.  Of a forward that names none: the first guest's, if he has one IPv6 for clients who
-        keep theirs."""
+        keep theirs, and where nobody has IPv4."""
         if spec.guest_address is not None:
             return ip_address(spec.guest_address).packed
+        if spec.options.source == "client" and client is not None and ":" in client[0]:
+            address = self._first6(link_local=False)
+            if address is not None:
+                return address
+        four = next((guest.ip for guest in self._guests if guest.ip is not None), None)
+        if four is None and trio.current_time() < self._only6_until:
+            four = self._first6(link_local=True)
+        return four or self._plan.guest_ip.packed
+
+    def _first6(self, *, link_local: bool) -> bytes | None:
+        """The first IPv6 address of the first guest that has one, a link-local one at the most if it is the last."""
         prefix = self._plan.prefix6
-        if spec.options.source == "client" and client is not None and ":" in client[0] and prefix is not None:
-            for guest in self._guests:
-                for address in guest.station.addresses:
-                    if len(address) == 16 and IPv6Address(address) in prefix:
-                        return address
-        return next((guest.ip for guest in self._guests if guest.ip is not None), self._plan.guest_ip.packed)
+        if prefix is None:
+            return None
+        found = [ip for guest in self._guests for ip in guest.station.addresses if len(ip) == 16]
+        others = (ip for ip in found if link_local and IPv6Address(ip).is_link_local)
+        return next((ip for ip in found if IPv6Address(ip) in prefix), next(others, None))
 
     def _guest_of(self, destination: bytes, holder: Holder | None) -> Guest:
         guest = next((g for g in self._guests if holder is not None and g.station is holder.station), None)

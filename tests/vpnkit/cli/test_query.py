@@ -6,11 +6,12 @@ import json
 import socket
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import trio
 
 from tests.vpnkit.control.reporter import FixedOperator
-from vpnkit.cli import main, text
+from vpnkit.cli import guests, main, status, text
 from vpnkit.control.api import serve_control
 from vpnkit.control.instance import instance_router
 from vpnkit.control.paths import make_runtime_directory, socket_path
@@ -50,8 +51,8 @@ EXPECTED = {
         "warning        the kernel has no UDP segmentation offload",
     ],
     "guests": [
-        "ID  LINK    MAC                IP            MTU    OFFLOADS       TO HOST    TO GUEST",
-        "1   netns:  02:50:00:00:00:01  192.168.65.3  65520  checksum,tso4  120.6 KiB  94.2 MiB",
+        "ID  LINK    MAC                IP                              MTU    OFFLOADS       TO HOST    TO GUEST",
+        "1   netns:  02:50:00:00:00:01  192.168.65.3,fd65:7670:6e6b::3  65520  checksum,tso4  120.6 KiB  94.2 MiB",
     ],
     "flows": [
         "ID  PROTO  DIR  GUEST               REMOTE          HOST            STATE        TO HOST  TO GUEST  AGE  IDLE"
@@ -107,6 +108,31 @@ async def test_an_answer_of_another_version(
     monkeypatch.setattr("vpnkit.control.client.get", lambda *_: b'{"name":1}')
     assert await run("status") == 1
     assert "this version does not understand" in capsys.readouterr().err
+
+
+def test_ipv6_while_it_is_offered() -> None:
+    report = FixedOperator().status()
+    assert "ipv6 " not in status.show(report)
+    told = msgspec.structs.replace(report, prefix6="fd65:7670:6e6b::/64", gateway6="fd65:7670:6e6b::1")
+    assert "ipv6           fd65:7670:6e6b::/64, gateway fd65:7670:6e6b::1, no host alias\n" in status.show(told)
+    told = msgspec.structs.replace(told, host6="fd65:7670:6e6b::2")
+    assert ", gateway fd65:7670:6e6b::1, host fd65:7670:6e6b::2\n" in status.show(told)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "shown"),
+    [
+        (["fe80::1", "fd65:7670:6e6b::3", "fd65:7670:6e6b::4"], "fd65:7670:6e6b::3"),
+        (["fe80::1"], "fe80::1"),
+        (["fe80::1", "192.168.65.3"], "192.168.65.3"),
+        ([], "-"),
+    ],
+)
+def test_addresses_of_a_guest(addresses: list[str], shown: str) -> None:
+    [report] = FixedOperator().guests()
+    ip = next((address for address in addresses if "." in address), None)
+    report = msgspec.structs.replace(report, ip=ip, addresses=addresses)
+    assert guests.show([report]).splitlines()[1].split()[3] == shown
 
 
 def test_what_a_guest_chose_cannot_move_the_cursor() -> None:

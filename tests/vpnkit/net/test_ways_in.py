@@ -173,6 +173,24 @@ class TestStreams:
                 there.finish()
                 assert await read_all(client) == b"hello"
 
+    async def test_a_guest_without_ipv4(self) -> None:
+        """The forward names no address; IPv4 is asked for first, and not for every connection."""
+        async with ways() as w:
+            w.inner.guest.station.released(octets(GUEST))
+            w.speak6()
+            forward = await w.expose("127.0.0.1:0:80")
+            for _ in range(2):
+                async with await dial(forward):
+                    there = await w.answer()
+                    assert there.caller == octets(HOST6)
+                    there.finish()
+            asked = w.inner.guest.station.lan._asked[octets(GUEST)]
+            assert trio.current_time() >= asked + 0.3  # the last of three times, and nobody had it
+
+            w.inner.guest.station.given(octets(GUEST), MAC)
+            async with await dial(forward):
+                assert (await w.answer()).caller == octets(HOST)
+
     @pytest.mark.parametrize(("version", "start"), [("v1", b"PROXY TCP4 127.0.0.1 "), ("v2", b"\r\n\r\n\0\r\nQUIT\n")])
     async def test_the_proxy_header_comes_first(self, version: str, start: bytes) -> None:
         async with ways() as w:
