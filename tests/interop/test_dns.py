@@ -138,3 +138,17 @@ def test_a_zone_and_hosts_and_the_originals_file(lab, knot):
             wait_for(lambda: guest.run("dig", "+short", "printer.example").stdout == "192.0.2.201\n", "the new address")
         with running(lab.host, "root", "--dns", "192.0.2.99", "--dns-zone", f"knot.example=127.0.0.1#{PORT}") as guest:
             assert guest.run("dig", "+short", "www.knot.example", "AAAA").stdout == "2001:db8::1\n"
+
+
+def test_over_ipv6(lab, knot):
+    """The gateway's IPv6 address answers too, over UDP and TCP, and our names have IPv6 addresses."""
+    with running(lab.host, "root", "--ipv6", "on", "--dns", f"127.0.0.1#{PORT}") as guest:
+        gateway = "@fd65:7670:6e6b::1"
+        wait_for(
+            lambda: guest.run("dig", gateway, "+short", "+tries=1", "+time=1", check=False).returncode == 0, "IPv6"
+        )
+        assert guest.run("dig", gateway, "+short", "host.internal", "AAAA").stdout == "fd65:7670:6e6b::2\n"
+        assert guest.run("dig", gateway, "+short", "www.knot.example", "AAAA").stdout == "2001:db8::1\n"
+        assert guest.run("dig", gateway, "+short", "+tcp", "www.knot.example", "HINFO").stdout == '"VAX" "VMS"\n'
+        assert guest.run("dig", gateway, "+short", "-x", "fd65:7670:6e6b::1").stdout == "gateway.internal.\n"
+        assert "192.168.65.3" in guest.run("dig", gateway, "+short", "vm.internal", "A").stdout
