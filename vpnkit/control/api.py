@@ -14,6 +14,7 @@ from portfwd.errors import ForwardError
 from portfwd.spec import SpecError
 from vpnkit.control.connection import OWNER
 from vpnkit.control.events import EVENT_STREAM, JSON_LINES, EventStreams
+from vpnkit.control.gradually import gradually
 from vpnkit.control.http import serve_http
 from vpnkit.control.listen import listening
 from vpnkit.control.message import HttpError, json_response
@@ -22,7 +23,7 @@ from vpnkit.net.events import Event
 from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from vpnkit.control.message import Handler, Request, Response
@@ -49,8 +50,8 @@ class Reporter(Protocol):
         """The guests whose links are up."""
         ...
 
-    def flows(self) -> list[FlowReport]:
-        """The connections and associations that are open."""
+    def each_flow(self) -> Iterator[FlowReport]:
+        """The connections and associations that are open, one by one; others may run in between."""
         ...
 
     def leases(self) -> list[LeaseReport]:
@@ -123,12 +124,16 @@ class ForwardRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def reports(reporter: Reporter) -> list[Route]:
     """The routes that only tell."""
+
+    async def flows(_request: Request) -> Response:
+        return json_response(await gradually(reporter.each_flow()))
+
     return [
         Route(
             "GET", "/v1/status", _reporting(reporter.status), "The instance at a glance.", answers={200: StatusReport}
         ),
         Route("GET", "/v1/guests", _reporting(reporter.guests), "The guests.", answers={200: list[GuestReport]}),
-        Route("GET", "/v1/flows", _reporting(reporter.flows), "The open connections.", answers={200: list[FlowReport]}),
+        Route("GET", "/v1/flows", flows, "The open connections.", answers={200: list[FlowReport]}),
         Route("GET", "/v1/leases", _reporting(reporter.leases), "The leases.", answers={200: list[LeaseReport]}),
         Route(
             "GET", "/v1/forwards", _reporting(reporter.forwards), "The forwards.", answers={200: list[ForwardReport]}

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from vpnkit.control.go import GoError, decoded, done, encoded, split_host_port, text_of
+from vpnkit.control.gradually import gradually
 from vpnkit.control.gvproxy_stats import stats
 from vpnkit.control.message import Takeover
 from vpnkit.control.routes import ANY, Route
@@ -97,7 +98,7 @@ class Handlers:
         return encoded(dict(sorted(self._operator.stations().items())))
 
     async def stats(self, _request: Request) -> Response:
-        return encoded(stats(self._operator.status(), self._operator.flows()))
+        return encoded(stats(self._operator.status(), await gradually(self._operator.each_flow())))
 
     async def connect(self, _request: Request) -> Takeover:
         """A guest at the other end of the stream, whose first octets may be there already."""

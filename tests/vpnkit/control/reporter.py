@@ -12,6 +12,8 @@ from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseRepor
 from vpnkit.proto.dns_zones import Zone, Zones
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import trio
 
 
@@ -131,6 +133,9 @@ class FixedOperator:
 
     def remove_zone(self, name: str) -> bool:
         return self._zones.remove(name)
+
+    def each_flow(self) -> Iterator[FlowReport]:
+        return iter(self.flows())
 
     def addresses(self) -> dict[str, str]:
         return {"192.168.65.3": "02:50:00:00:00:01", "192.168.65.1": "f6:16:36:bc:f9:c6"}

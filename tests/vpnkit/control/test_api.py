@@ -13,6 +13,7 @@ from tests.vpnkit.control.reporter import FixedOperator
 from vpnkit.control import client
 from vpnkit.control.api import serve_control
 from vpnkit.control.client import NotRunning
+from vpnkit.control.gradually import gradually
 from vpnkit.control.instance import instance_router
 from vpnkit.control.paths import ControlError
 from vpnkit.net.report import FlowReport, ForwardReport, GuestReport, LeaseReport, StatusReport
@@ -118,3 +119,19 @@ async def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest
         server.listen()
         with pytest.raises(ControlError, match="does not answer"):
             await ask(path, "/v1/status")
+
+
+async def test_a_long_table_lets_others_run() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        assert await gradually(iter(range(10_000))) == list(range(10_000))
+        nursery.cancel_scope.cancel()
+    assert turns >= 100
