@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from vpnkit.errors import WireError
 from vpnkit.flow.host import family_of
 from vpnkit.net.output import packed
-from vpnkit.net.policy import NAT64_PREFIX, Host, Protocol, Refuse, Service, target
+from vpnkit.net.policy import DNS_PORT, NAT64_PREFIX, Host, Protocol, Refuse, Service, target
 from vpnkit.net.problems import Problem
 from vpnkit.net.udp_mapping import LINUX, MAX_SUPER_FRAME, Route, UdpMapping
 from vpnkit.wire import ipv4, ipv6, udp
@@ -47,6 +47,11 @@ class UdpTable:
         self.inbound: dict[bytes, UdpMapping] = {}  # clients of forwards, by the key of their only route
         self.unfinished: list[UdpMapping] = []  # those that hold a train until the end of the burst
         self.gro = LINUX and guest.link.capabilities.uso
+        # where `target` says Service.DNS: asking it costs more than the answer, for a name that is known
+        self._resolvers = {ip for ip in guest.ours if self._is_resolver(ip)}
+
+    def _is_resolver(self, ip: bytes) -> bool:
+        return target(Protocol.UDP, ip, DNS_PORT, self.guest.plan) is Service.DNS
 
     def datagram(self, packet: IpPacket, source_mac: bytes, now: float) -> None:
         """One datagram of the guest, or a train of them.  Raises WireError."""
@@ -58,6 +63,9 @@ class UdpTable:
         ports = bytes(packet.payload[:4])
         route = self.routes.get(packet.source + packet.destination + ports)
         if route is None:
+            if destination_port == DNS_PORT and packet.destination in self._resolvers and source_port and not gso_size:
+                guest.gateway.dns_query(packet.source, source_port, source_mac, payload, packet.destination)
+                return
             aim = target(Protocol.UDP, packet.destination, destination_port, guest.plan, nat64=guest.nat64)
             if not isinstance(aim, Host):
                 self._not_host(aim, packet, source_port, destination_port, payload, source_mac, gso_size)
