@@ -63,7 +63,8 @@ class UdpTable:
         ports = bytes(packet.payload[:4])
         route = self.routes.get(packet.source + packet.destination + ports)
         if route is None:
-            if destination_port == DNS_PORT and packet.destination in self._resolvers and source_port and not gso_size:
+            is_dns = destination_port == DNS_PORT and packet.destination in self._resolvers
+            if is_dns and source_port and payload and not gso_size:
                 guest.gateway.dns_query(packet.source, source_port, source_mac, payload, packet.destination)
                 return
             aim = target(Protocol.UDP, packet.destination, destination_port, guest.plan, nat64=guest.nat64)
