@@ -11,9 +11,14 @@ import pytest
 from tests.vpnkit.control.asking import Answer, asker
 from tests.vpnkit.control.reporter import FixedOperator
 from vpnkit.control.instance import instance_router
+from vpnkit.net.network import Network, NetworkOptions
+from vpnkit.net.operator import NetworkOperator
+from vpnkit.net.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    import trio
 
 Ask = Callable[..., Awaitable[Answer]]
 
@@ -123,3 +128,34 @@ async def test_forwards_that_came_otherwise_are_listed(ask: Ask, operator: Fixed
     await operator.expose("8080:80")
     assert await listed(ask) == [{"proto": "tcp", "out_ip": "127.0.0.1", "out_port": 8080, "in_port": 80}]
     assert (await ask("GET", "/forwards/dump")).body == b"8080:80 0 open\n"
+
+
+async def test_a_port_that_the_system_chooses_is_listed_and_unexposed_by_its_number(nursery: trio.Nursery) -> None:
+    network = Network(Plan(), NetworkOptions(dns=[("127.0.0.1", 9)]))
+    await nursery.start(network.run)
+    async with asker(instance_router(NetworkOperator(network))) as ask:
+        await ask("PUT", "/forwards/expose/port", {**PORT, "out_port": 0, "annotation": "any"})
+        found = await listed(ask)
+        assert isinstance(found, list)
+        [port] = found
+        assert port["out_port"] > 0
+        assert port == {**PORT, "out_port": port["out_port"], "annotation": "any"}
+        assert (await ask("DELETE", "/forwards/unexpose/port", port)).status == 200
+        assert await listed(ask) is None
+        assert network.forwards.list() == []
+    nursery.cancel_scope.cancel()
+
+
+async def test_gvproxys_port_0_is_one_port_of_both_families(nursery: trio.Nursery) -> None:
+    network = Network(Plan(), NetworkOptions(dns=[("127.0.0.1", 9)]))
+    await nursery.start(network.run)
+    async with asker(instance_router(NetworkOperator(network))) as ask:
+        assert (
+            await ask("POST", "/services/forwarder/expose", {"local": ":0", "remote": "192.168.65.3:80"})
+        ).status == 200
+        ports = {report.host_port for report in NetworkOperator(network).forwards()}
+        assert len(ports) == 1
+        assert ports != {0}
+        assert (await ask("POST", "/services/forwarder/unexpose", {"local": ":0"})).status == 200
+        assert network.forwards.list() == []
+    nursery.cancel_scope.cancel()
