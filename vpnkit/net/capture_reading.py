@@ -125,6 +125,7 @@ async def read_ring(
             number = first + len(packets)
             if packets:
                 started = time.perf_counter()
+                captures.learn_names()
                 data = writer.packets([frame for packet in packets for frame in ordinary(packet)])
                 spent = time.perf_counter() - started
                 line.packets += len(packets)
