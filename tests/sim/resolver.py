@@ -60,8 +60,8 @@ def answer(message: bytes, behaviour: str) -> list[bytes]:
 class ResolverSocket(SimSocket):
     """A connected UDP socket towards one resolver."""
 
-    def __init__(self, host: SimHost) -> None:
-        super().__init__(host)
+    def __init__(self, host: SimHost, family: int) -> None:
+        super().__init__(host, family)
         self.incoming: deque[bytes] = deque()
         self.behaviour = "dead"
 
@@ -69,6 +69,7 @@ class ResolverSocket(SimSocket):
         return WRITABLE | (READABLE if self.incoming else 0) | (READABLE | HANGUP if self.error else 0)
 
     def connect(self, address: tuple[str, int]) -> None:
+        self.need_way(address[0])
         self.behaviour = self.world.resolver(address)
 
     def send(self, data: bytes) -> int:
@@ -109,6 +110,7 @@ class StreamSocket(trio.socket.SocketType):
         self._behaviour = "dead"
         self._received = bytearray()
         self._answers = bytearray()
+        self._answered = trio.Event()
         self._closed = False
         world.open_streams += 1
 
@@ -117,6 +119,8 @@ class StreamSocket(trio.socket.SocketType):
         return socket.SOCK_STREAM
 
     async def connect(self, address: tuple[str, int]) -> None:  # type: ignore[override]
+        if ":" in address[0] and not self._world.host.routes.has:
+            raise error(errno.ENETUNREACH)
         self._behaviour = self._world.resolver(address)
         self._world.faults.counts["tcp_dns"] += 1
         if self._behaviour == "dead":
@@ -149,11 +153,15 @@ class StreamSocket(trio.socket.SocketType):
             end = 2 + int.from_bytes(self._received[:2], "big")
             for message in answer(bytes(self._received[2:end]), self._behaviour):
                 self._answers += len(message).to_bytes(2, "big") + message
+                self._answered.set()
             del self._received[:end]
         return count
 
     async def recv(self, limit: int, _flags: int = 0) -> bytes:  # type: ignore[override]
         await trio.sleep(self._world.faults.rng.uniform(0.001, 0.02))
+        while not self._answers:  # the connection stays open until the resolver is not asked any more
+            self._answered = trio.Event()
+            await self._answered.wait()
         count = min(limit, self._world.faults.rng.randrange(1, 200))
         data = bytes(self._answers[:count])
         del self._answers[:count]
