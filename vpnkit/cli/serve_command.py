@@ -34,7 +34,8 @@ STANDARD_DESCRIPTORS: Final = 3
     "--publish",
     metavar="SPEC",
     multiple=True,
-    help="Forward a port of this host: [HOST_IP:]HOST_PORT:[GUEST_IP:]GUEST_PORT, or PORT, or ranges; may be repeated.",
+    help="Forward a port of this host: [HOST_IP:]HOST_PORT:[GUEST_IP:]GUEST_PORT[/udp], or PORT, or ranges, or what "
+    "`vpnkit expose --help` has; may be repeated.",
 )
 @click.option(
     "--ready-fd",
