@@ -284,3 +284,65 @@ def test_names() -> None:
             wire.encode_name(bad)
     assert wire.reverse_name(bytes((192, 168, 65, 1))) == b"\x011\x0265\x03168\x03192\7in-addr\4arpa\0"
     assert len(wire.reverse_name(bytes(16))) == 74
+
+
+def test_records_are_found_in_their_sections() -> None:
+    query = dns.message.make_query("www.example", "A")
+    response = dns.message.make_response(query)
+    response.answer.append(dns.rrset.from_text("www.example.", 60, "IN", "CNAME", "a.example."))
+    response.answer.append(dns.rrset.from_text("a.example.", 30, "IN", "A", "10.0.0.1"))
+    response.authority.append(dns.rrset.from_text("example.", 20, "IN", "NS", "ns.example."))
+    response.additional.append(dns.rrset.from_text("ns.example.", 10, "IN", "A", "10.0.0.2"))
+    response.use_edns(0, ednsflags=dns.flags.DO)
+    data = response.to_wire()
+    start, found = wire.records(data)
+    assert data[12:start] == query.to_wire()[12:]
+    assert [(r.section, r.rtype, r.ttl) for r in found] == [
+        (wire.ANSWER, wire.CNAME, 60),
+        (wire.ANSWER, wire.A, 30),
+        (wire.AUTHORITY, 2, 20),
+        (wire.ADDITIONAL, wire.A, 10),
+        (wire.ADDITIONAL, wire.OPT, wire.DO),
+    ]
+    assert data[found[1].data : found[1].end] == bytes((10, 0, 0, 1))
+    assert found[-1].end == len(data)
+    for length in range(len(data)):
+        with pytest.raises(WireError):
+            wire.records(data[:length])
+
+
+def test_a_ttl_with_the_highest_bit_is_none() -> None:
+    """RFC 2181 section 8."""
+    query = dns.message.make_query("a", "A").to_wire()
+    record = b"\xc0\x0c\0\1\0\1\xff\xff\xff\xff\0\4abcd"
+    _, [found] = wire.records(query[:6] + b"\0\1" + query[8:] + record)
+    assert found.ttl == 0
+
+
+def test_edns_options() -> None:
+    options = wire.extended_error(wire.STALE_ANSWER) + b"\0\x0a\0\x08abcdefgh" + b"\0\x0c\0\0"
+    assert wire.option_codes(options) == [wire.EXTENDED_ERROR, wire.COOKIE, wire.PADDING]
+    assert b"".join(whole for _, whole in wire.split_options(options)) == options
+    assert wire.split_options(b"") == []
+    for cut in (options[:-1], options[:3], b"\0\x0a\0\1"):
+        with pytest.raises(WireError):
+            wire.split_options(cut)
+    data = wire.encode_opt(wire.DO, options)
+    query = dns.message.make_query("a", "A").to_wire()
+    message = dns.message.from_wire(query[:11] + b"\1" + query[12:] + data)
+    assert message.ednsflags & dns.flags.DO
+    assert [int(option.otype) for option in message.options] == [15, 10, 12]
+
+
+def test_a_query_with_more_than_an_opt_record() -> None:
+    query = dns.message.make_query("a.example", "A", use_edns=0)
+    assert wire.decode_query(query.to_wire()).is_plain
+    query.additional.append(dns.rrset.from_text("b.", 60, "IN", "A", "10.0.0.1"))
+    decoded = wire.decode_query(query.to_wire())
+    assert not decoded.is_plain
+    assert decoded.edns_flags == 0
+
+
+def test_said_to_be_cut() -> None:
+    query = dns.message.make_query("a", "A").to_wire()
+    assert dns.message.from_wire(wire.with_tc(query)).flags & dns.flags.TC
