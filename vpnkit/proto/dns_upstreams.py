@@ -72,8 +72,6 @@ class Routes:
             return NotImplemented
         return (self.default, self.zones, self.racing) == (other.default, other.zones, other.racing)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def servers(self, name: bytes) -> tuple[Server, ...]:
         """The servers for `name`, as on the wire and lower-cased."""
         zones = self.zones

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from vpnkit.proto.dns import Lookup
     from vpnkit.services.dns_resolver import Resolver
+
+log = logging.getLogger(__name__)
 
 MAX_ANSWER: Final = 65535  # octets
 
@@ -124,8 +127,10 @@ class TaskAttempt(Attempt):
         with self._cancelled:
             try:
                 data = await self._resolver.ask(lookup.servers[self.index], lookup.query, lookup.message)
-            except ConnectionEnded:
-                pass
+            except ConnectionEnded as error:
+                log.debug("DNS server %s: %s", lookup.servers[self.index], error)
+            except Exception:  # the containment boundary of one question
+                log.exception("DNS server %s: internal error", lookup.servers[self.index])
             self.owner.came(self, data)
 
     def send(self) -> None:

@@ -9,6 +9,7 @@ TLS is strict: the certificate must be valid and for the name that was given, or
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 from functools import lru_cache
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from vpnkit.proto.dns import Dice
     from vpnkit.proto.dns_upstreams import Server
     from vpnkit.wire.dns import Query
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 4.0  # for connecting and the handshake of TLS
 IDLE_SECONDS: Final = 10.0  # since the last question was answered
@@ -224,6 +227,8 @@ class Connections:
     async def _run(self, server: Server, connection: _Connection) -> None:
         try:
             await connection.run()
+        except Exception:  # the containment boundary of one connection
+            log.exception("DNS server %s: internal error", server)
         finally:
             if self._open.get(server) is connection:
                 del self._open[server]
@@ -240,11 +245,11 @@ class Connections:
         stream = trio.SocketStream(sock)
         if server.kind != "tls":
             return stream
-        if self._tls is None:
-            self._tls = self._make_tls()
-        name = server.tls_name or server.address.partition("%")[0]
-        secure = trio.SSLStream(stream, self._tls, server_hostname=name, https_compatible=True)
         try:
+            if self._tls is None:
+                self._tls = self._make_tls()
+            name = server.tls_name or server.address.partition("%")[0]
+            secure = trio.SSLStream(stream, self._tls, server_hostname=name, https_compatible=True)
             await secure.do_handshake()
         except BaseException:
             sock.close()

@@ -143,3 +143,17 @@ async def test_a_system_that_takes_its_time(clock: trio.testing.MockClock, tmp_p
         assert net.replies == []
         await trio.sleep(5)
         assert [told(reply) for reply in net.replies] == ["SERVFAIL"]
+
+
+async def test_a_resolver_that_raises_is_one_that_failed(
+    clock: trio.testing.MockClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(HostResolver):
+        async def answer(self, query: wire.Query) -> bytes:
+            raise RuntimeError("a bug")
+
+    routes = Routes([HOST])
+    async with lan(routing=lambda _: lambda: routes, host=Broken(hosts=str(tmp_path / "none"))) as net:
+        for name in ("a.example", "b.example"):
+            assert told(await net.ask(query_bytes(name))) == "SERVFAIL"
+    assert "a bug" in caplog.text

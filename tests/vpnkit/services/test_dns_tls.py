@@ -211,6 +211,22 @@ async def test_endless_lies_end_the_connection() -> None:
         assert connections.mismatched == dns_connections.MAX_WRONG
 
 
+async def test_a_context_that_cannot_be_made_ends_one_question(caplog: pytest.LogCaptureFixture) -> None:
+    def tls() -> ssl.SSLContext:
+        raise RuntimeError("no TLS today")
+
+    server = StreamServer(honest(), None)
+    connections = Connections(random.Random(1), tls)
+    async with trio.open_nursery() as nursery:
+        where = await server.start(nursery)
+        await nursery.start(connections.run)
+        with pytest.raises(ConnectionEnded):
+            await ask(connections, where._replace(kind="tls"))
+        assert await ask(connections, where) == "NOERROR 10.0.0.1"
+        nursery.cancel_scope.cancel()
+    assert "no TLS today" in caplog.text
+
+
 async def test_an_idle_connection_is_closed(clock: trio.testing.MockClock) -> None:
     server = StreamServer(honest(), None)
     async with pool(server) as (connections, where):
