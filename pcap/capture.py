@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from pcap.headers import fault
 from pcap.predicates import IPV4, IPV6, TCP, UDP, Predicate
@@ -35,10 +35,14 @@ PLAIN6: Final = struct.Struct("!HBx36sH").unpack_from
 NOT_WHOLE: Final = 0x3FFF  # more fragments, or a fragment's offset
 
 
+Place: TypeAlias = "tuple[Callable[[bytes], None], int]"
+"""What takes records, and how long they may be."""
+
+
 class Decision(NamedTuple):
     """Where a frame goes."""
 
-    rings: tuple[tuple[Ring, int], ...]  # each with its record's greatest length
+    places: tuple[Place, ...]
     snaplen: int  # the greatest of them
 
 
@@ -122,7 +126,9 @@ class Capture:
             self._interfaces[number] = name
             if len(self._interfaces) > MAX_INTERFACES:
                 del self._interfaces[next(iter(self._interfaces))]
-        clock, flows_of, pack = self._clock_ns, self._flows, RECORD.pack
+        clock, pack = self._clock_ns, RECORD.pack
+        tcp = tuple(flows[TCP].get for flows in self._flows)  # by direction
+        udp = tuple(flows[UDP].get for flows in self._flows)
 
         def tap(
             parts: Sequence[Buffer],
@@ -134,7 +140,10 @@ class Capture:
         ) -> None:
             """Show one frame, the concatenation of `parts`, to every rule."""
             first = parts[0]
-            length = len(first) if len(parts) == 1 else sum(map(len, parts))
+            length = in_first = len(first)
+            if len(parts) > 1:
+                for part in parts[1:]:
+                    length += len(part)
             decision = None
             try:
                 kind, version, total, fragment, protocol, ends, size = PLAIN(first, 12)
@@ -142,35 +151,37 @@ class Capture:
                     if version == 0x45 and not fragment & NOT_WHOLE and total + 14 <= length:
                         if protocol == TCP:
                             if 20 <= (first[46] >> 2 & 60) <= total - 20:
-                                decision = flows_of[direction][TCP].get(ends)
+                                decision = tcp[direction](ends)
                         elif protocol == UDP and 8 <= size <= total - 20:
-                            decision = flows_of[direction][UDP].get(ends)
+                            decision = udp[direction](ends)
                 elif kind == IPV6:
                     total, protocol, ends, size = PLAIN6(first, 18)
                     if version >> 4 == 6 and total + 54 <= length:
                         if protocol == TCP:
                             if 20 <= (first[66] >> 2 & 60) <= total:
-                                decision = flows_of[direction][TCP].get(ends)
+                                decision = tcp[direction](ends)
                         elif protocol == UDP and 8 <= size <= total:
-                            decision = flows_of[direction][UDP].get(ends)
+                            decision = udp[direction](ends)
             except (struct.error, IndexError):
                 pass  # a short one, or in many parts
             if decision is None or self._of_packet:
                 decision = self._decide(parts, length, direction, decision)
-            rings, snaplen = decision
-            if not rings:
+            places, snaplen = decision
+            if not places:
                 return
-            has_all = len(first) >= snaplen or len(first) == length
-            data = bytes(first[:snaplen]) if has_all else _joined(parts, snaplen)
-            record = pack(
-                clock(),
-                length,
-                gso_size if gso_type else 0,
-                number,
-                direction | PARTIAL if checksum_partial else direction,
-            ) + data  # fmt: skip
-            for ring, greatest in rings:
-                ring.put(record if len(record) <= greatest else record[:greatest])
+            if in_first >= snaplen or in_first == length:
+                data = bytes(first[:snaplen])
+            elif len(parts) == 2:
+                data = b"".join((first, parts[1][: snaplen - in_first]))
+            else:
+                data = _joined(parts, snaplen)
+            flags = direction | PARTIAL if checksum_partial else direction
+            record = pack(clock(), length, gso_size if gso_type else 0, number, flags) + data
+            if len(places) == 1:
+                places[0][0](record)
+            else:
+                for put, greatest in places:
+                    put(record if len(record) <= greatest else record[:greatest])
 
         return tap
 
@@ -190,15 +201,15 @@ class Capture:
         """Ask the rules; those that decide for a flow only if they have not been asked about this one."""
         head = bytes(parts[0][:LOOK]) if len(parts) == 1 else _joined(parts, LOOK)
         malformed = of_flow is None and fault(head, length) != ""
-        rings: list[tuple[Ring, int]] = []
+        places: list[Place] = []
         if of_flow is None:
-            rings += [watch.place for watch in self._of_flow if watch.wants(head, length, direction, malformed)]
+            places += [watch.place for watch in self._of_flow if watch.wants(head, length, direction, malformed)]
             if not malformed:
-                self._remember(head, direction, _decision(rings))
+                self._remember(head, direction, _decision(places))
         else:
-            rings += of_flow.rings
-        rings += [watch.place for watch in self._of_packet if watch.wants(head, length, direction, malformed)]
-        return _decision(rings)
+            places += of_flow.places
+        places += [watch.place for watch in self._of_packet if watch.wants(head, length, direction, malformed)]
+        return _decision(places)
 
     def _remember(self, head: bytes, direction: int, decision: Decision) -> None:
         """`decision` holds for every packet of the flow, if the frame belongs to one."""
@@ -232,7 +243,7 @@ class _Watch:
         rule = ring.rule
         when = rule.when
         self.of_flow = isinstance(when, Predicate) and when.of_flow
-        self.place = (ring, RECORD.size + rule.snaplen)
+        self.place: Place = (ring.put, RECORD.size + rule.snaplen)
         self._direction = rule.direction
         self._malformed = rule.malformed
         self._matches = when.matches if isinstance(when, Predicate) else lambda head, length, direction: when(head)
@@ -245,10 +256,10 @@ class _Watch:
         )
 
 
-def _decision(rings: list[tuple[Ring, int]]) -> Decision:
-    if not rings:
+def _decision(places: list[Place]) -> Decision:
+    if not places:
         return NOWHERE
-    return Decision(tuple(rings), max(greatest for _, greatest in rings) - RECORD.size)
+    return Decision(tuple(places), max(greatest for _, greatest in places) - RECORD.size)
 
 
 def _joined(parts: Sequence[Buffer], limit: int) -> bytes:

@@ -23,7 +23,9 @@ DNS_HEADER: Final = 12
 MAX_RECORDS: Final = 256  # of a message; more is not understood
 # Records: where a name is in their data, and how many there are
 NAMES: Final = {2: (0, 1), 5: (0, 1), 6: (0, 2), 12: (0, 1), 15: (2, 1), 33: (6, 1), 39: (0, 1)}
-KEPT: Final = frozenset({1, 28})  # A, AAAA
+SOA: Final = 6
+SOA_NUMBERS: Final = 20  # octets behind its names
+KEPT: Final = {1: 4, 28: 16}  # A and AAAA: octets
 _QUESTION: Final = struct.Struct(">HH")
 _RECORD: Final = struct.Struct(">HHLH")
 _COUNTS: Final = struct.Struct(">HHHH")
@@ -97,9 +99,9 @@ def _hash_names(message: bytearray) -> None:
             place = at + skip
             for _ in range(count):
                 place = _hash_name(message, place)
-            if place > at + length:
-                raise ValueError("a name behind its record")
-        elif kind not in KEPT:
+            if place + (SOA_NUMBERS if kind == SOA else 0) != at + length:
+                raise ValueError("a name that does not fill its record")
+        elif KEPT.get(kind) != length:
             message[at : at + length] = bytes(length)
         at += length
     if at != len(message):

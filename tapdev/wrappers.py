@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import trio
 
@@ -25,6 +25,10 @@ class Direction(IntEnum):
 
     IN = 1
     OUT = 2
+
+
+IN: Final = int(Direction.IN)
+OUT: Final = int(Direction.OUT)
 
 
 class Tap(Protocol):
@@ -67,9 +71,10 @@ class Tee:
             self.gso_type = gso_type = link.gso_type
             if gso_type:
                 self.gso_size = link.gso_size
-            self.checksum_partial = link.checksum_partial
-            if self.tap is not None:
-                self.tap((frame,), Direction.IN, gso_type, self.gso_size if gso_type else 0, link.checksum_partial)
+            self.checksum_partial = checksum_partial = link.checksum_partial
+            tap = self.tap
+            if tap is not None:
+                tap((frame,), IN, gso_type, self.gso_size if gso_type else 0, checksum_partial)
         return frame
 
     def send(
@@ -83,8 +88,9 @@ class Tee:
     ) -> bool:
         if not self._send(parts, checksum_start, checksum_offset, gso_type, gso_size, header_length):
             return False
-        if self.tap is not None:
-            self.tap(parts, Direction.OUT, gso_type, gso_size, checksum_start != 0)
+        tap = self.tap
+        if tap is not None:
+            tap(parts, OUT, gso_type, gso_size, checksum_start != 0)
         return True
 
 
