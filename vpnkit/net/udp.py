@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections import OrderedDict
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
@@ -273,7 +274,8 @@ class UdpTable:
             client.close()
 
 
-def _header(source: bytes, destination: bytes, length: int) -> bytearray:
+@lru_cache(maxsize=1024)  # datagrams of a conversation are of few lengths, and a header costs as much as the rest
+def _header(source: bytes, destination: bytes, length: int) -> bytes:
     if len(source) == 4:
-        return ipv4.encode_header(source, destination, ipv4.UDP, length)
-    return ipv6.encode_header(source, destination, ipv4.UDP, length)
+        return bytes(ipv4.encode_header(source, destination, ipv4.UDP, length))
+    return bytes(ipv6.encode_header(source, destination, ipv4.UDP, length))
