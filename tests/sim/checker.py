@@ -10,15 +10,42 @@ import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from tests.sim.packets import ACK, FIN, ICMP, RST, SYN, TCP, UDP, Bad, Packet, Reassembly, address, parse
+from tests.sim.packets import ACK, FIN, ICMP, ICMPV6, RST, SYN, TCP, UDP, Bad, Packet, Reassembly, address
+from tests.sim.packets6 import parse
 from tests.sim.wire import OUTGOING
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
+    from tests.sim.checker6 import RouterChecker
     from tests.sim.history import FlowHistory, History, Side
 
 WORD: Final = 1 << 32
+# What a guest must see of an error of `connect`, by the length of the address that he called.
+REFUSALS: Final = {
+    4: {
+        errno.ECONNREFUSED: "RST",
+        errno.ECONNRESET: "RST",
+        errno.ENETUNREACH: "ICMP 3.0",
+        errno.EHOSTUNREACH: "ICMP 3.1",
+        errno.EINVAL: "ICMP 3.1",
+        errno.ENOPROTOOPT: "ICMP 3.2",
+        errno.EACCES: "ICMP 3.13",
+        errno.EPERM: "ICMP 3.13",
+        errno.ETIMEDOUT: "",
+    },
+    16: {
+        errno.ECONNREFUSED: "RST",
+        errno.ECONNRESET: "RST",
+        errno.ENETUNREACH: "ICMP 1.0",
+        errno.EHOSTUNREACH: "ICMP 1.3",
+        errno.EINVAL: "ICMP 1.3",
+        errno.ENOPROTOOPT: "ICMP 4.1",
+        errno.EACCES: "ICMP 1.1",
+        errno.EPERM: "ICMP 1.1",
+        errno.ETIMEDOUT: "",
+    },
+}
 
 
 class Broken(AssertionError):
@@ -48,9 +75,10 @@ class Seen:
 class FrameChecker:
     """I3, I4 and I5, frame by frame."""
 
-    def __init__(self, server_mac: bytes, *, mtu: int) -> None:
+    def __init__(self, server_mac: bytes, *, mtu: int, router: RouterChecker | None = None) -> None:
         self._server_mac = server_mac
         self._mtu = mtu
+        self._router = router
         self._reassembly = Reassembly()
         self.seen: dict[tuple[bytes, int, bytes, int], Seen] = {}
         self._asked: dict[tuple[bytes, int, bytes, int], dict[int, Packet]] = {}  # SYNs of the guest, by number
@@ -79,15 +107,18 @@ class FrameChecker:
     def _sent(self, frame: bytes, partial: bool, gso_size: int) -> Packet:
         try:
             packet = parse(frame, mtu=self._mtu, partial=partial, gso_size=gso_size)
-            if packet.fragment is not None:
-                self._reassembly.add(packet)
+            if packet.ttl == 0 and packet.protocol:
+                raise Bad("hop limit 0")
+            whole = packet if packet.fragment is None else self._reassembly.add(packet)
+            if whole is not None and whole.protocol == ICMPV6 and self._router is not None:
+                self._router.sent(whole)
         except Bad as bad:
-            raise Broken(f"I5: {bad}: {frame[:80].hex()}") from None
+            raise Broken(f"{'' if str(bad)[:3] == 'I11' else 'I5: '}{bad}: {frame[:80].hex()}") from None
         if packet.source_mac != self._server_mac:
             raise Broken("I5: not from our MAC address")
         if packet.protocol == TCP:
             self._sent_tcp((packet.destination, packet.dport, packet.source, packet.sport), packet)
-        elif packet.protocol not in (0, UDP, ICMP):
+        elif packet.protocol not in (0, UDP, ICMP, ICMPV6):
             raise Broken(f"I5: protocol {packet.protocol}")
         return packet
 
@@ -261,7 +292,7 @@ class FlowChecker:
             raise Broken(f"I1: flow {plan.number}: the guest read what no host wrote")
         if plan.forward:
             self._excuse(flow, guest, None, "a call of the host that is not there")
-        elif plan.connect_error:
+        elif flow.errors and not flow.host:
             if guest.connected:
                 raise Broken(f"I2: flow {plan.number}: connected to a host that did not answer")
             self._check_refusal(flow, guest)
@@ -269,21 +300,11 @@ class FlowChecker:
             self._excuse(flow, guest, None, f"the host was never asked: {brief(guest)}")
 
     def _check_refusal(self, flow: FlowHistory, guest: Side) -> None:
-        number = flow.plan.connect_error
-        wanted = {
-            errno.ECONNREFUSED: "RST",
-            errno.ECONNRESET: "RST",
-            errno.ENETUNREACH: "ICMP 0",
-            errno.EHOSTUNREACH: "ICMP 1",
-            errno.EINVAL: "ICMP 1",
-            errno.ENOPROTOOPT: "ICMP 2",
-            errno.EACCES: "ICMP 13",
-            errno.EPERM: "ICMP 13",
-            errno.ETIMEDOUT: "",
-        }[number]
+        wanted = {REFUSALS[len(address(flow.plan.address))][number] for number in flow.errors}
         saw = guest.refused or ("RST" if guest.rst_seen else "")
-        if saw != wanted:
-            self._excuse(flow, guest, None, f"connect said {errno.errorcode[number]}, the guest saw {saw or 'nothing'}")
+        if saw not in wanted:
+            said = " and ".join(errno.errorcode[number] for number in sorted(flow.errors))
+            self._excuse(flow, guest, None, f"connect said {said}, the guest saw {saw or 'nothing'}")
 
     def _excuse(self, flow: FlowHistory, one: Side, other: Side | None, what: str) -> None:
         """Bad ends have a cause in the world outside."""

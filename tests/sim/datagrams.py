@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 MSG_ERRQUEUE: Final = 0x2000
 UDP_SEGMENT: Final = 103
 UDP_GRO: Final = 104
-Address = tuple[str, int]
+Address = tuple[str, int] | tuple[str, int, int, int]
+# Levels and kinds of error queues, and the origin, type and code of a port that is unreachable
+QUEUE: Final = (socket.IPPROTO_IP, 11, (2, 3, 3))
+QUEUE6: Final = (socket.IPPROTO_IPV6, 25, (3, 1, 4))
+PING_LOST: Final = ("10.3.0.99", "2001:db8:3::99")
 
 
 def request(plan: UdpPlan, number: int, size: int) -> bytes:
@@ -37,8 +41,8 @@ def reply(plan: UdpPlan, asked: bytes, number: int) -> bytes:
 
 
 class UdpSocket(SimSocket):
-    def __init__(self, host: SimHost, *, gro: bool) -> None:
-        super().__init__(host)
+    def __init__(self, host: SimHost, family: int, *, gro: bool) -> None:
+        super().__init__(host, family)
         self.gro = gro
         self.incoming: deque[tuple[bytes, Address]] = deque()
         self.errors: deque[tuple[bytes, bytes, Address]] = deque()
@@ -52,7 +56,7 @@ class UdpSocket(SimSocket):
         return bits
 
     def getsockname(self) -> Address:
-        return ("0.0.0.0", 30000 + self.fd)
+        return ("0.0.0.0" if self.family == socket.AF_INET else "::", 30000 + self.fd)
 
     def sendto(self, data: bytes | memoryview, *where: object) -> int:
         address = where[-1]
@@ -74,6 +78,7 @@ class UdpSocket(SimSocket):
 
     def _send(self, datagrams: list[bytes], address: Address) -> int:
         self.check()
+        self.need_way(address[0])
         faults = self.world.faults
         if faults.happens("udp_enobufs"):
             raise error(errno.ENOBUFS)
@@ -87,7 +92,7 @@ class UdpSocket(SimSocket):
 
     def _arrives_there(self, data: bytes, address: Address) -> None:
         world = self.world
-        plan = world.udp_plans.get(address)
+        plan = world.udp_plans.get(address[:2])
         if plan is None:
             return
         world.udp_arrived(plan, data)
@@ -98,14 +103,17 @@ class UdpSocket(SimSocket):
             sender = address
             if plan.behaviour == "stranger":
                 world.faults.counts["stranger"] += 1
-                sender = ("10.66.66.66", address[1])
+                sender = ("10.66.66.66" if self.family == socket.AF_INET else "2001:db8:66::66", address[1])
+            if self.family == socket.AF_INET6:
+                sender = (*sender[:2], 0, 0)
             for number in range(plan.replies):
                 answer = reply(plan, data, number)
                 world.agenda.after(self.host.latency() * (number + 1), self._arrives_here, answer, sender)
 
     def _refused(self, data: bytes, address: Address) -> None:
         if not self.closed:
-            extended = struct.pack("=IBBBxII", errno.ECONNREFUSED, 2, 3, 3, 0, 0)
+            _, _, said = QUEUE if self.family == socket.AF_INET else QUEUE6
+            extended = struct.pack("=IBBBxII", errno.ECONNREFUSED, *said, 0, 0)
             self.errors.append((data[:64], extended, address))
             self.error = errno.ECONNREFUSED
             self.wake()
@@ -129,7 +137,8 @@ class UdpSocket(SimSocket):
                 raise BlockingIOError(errno.EAGAIN, "no error")
             data, extended, address = self.errors.popleft()
             self.error = 0
-            return data, [(socket.IPPROTO_IP, 11, extended)], MSG_ERRQUEUE, address
+            level, kind, _ = QUEUE if self.family == socket.AF_INET else QUEUE6
+            return data, [(level, kind, extended)], MSG_ERRQUEUE, address
         data, sender = self.recvfrom(limit)
         size = len(data)
         train = [data]
@@ -144,12 +153,13 @@ class UdpSocket(SimSocket):
 class PingSocket(UdpSocket):
     """An unprivileged ICMP socket."""
 
-    def __init__(self, host: SimHost) -> None:
-        super().__init__(host, gro=False)
+    def __init__(self, host: SimHost, family: int) -> None:
+        super().__init__(host, family, gro=False)
 
     def _arrives_there(self, data: bytes, address: Address) -> None:
-        if address[0] == "10.3.0.99":
+        if address[0] in PING_LOST:
             self.world.faults.counts["ping_lost"] += 1
             return
-        answer = b"\0" + data[1:]
+        self.world.faults.counts["ping6"] += self.family == socket.AF_INET6
+        answer = (b"\0" if self.family == socket.AF_INET else b"\x81") + data[1:]
         self.world.agenda.after(self.host.latency(), self._arrives_here, answer, (address[0], 0))

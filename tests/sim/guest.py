@@ -6,12 +6,14 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from tests.sim.datagrams import reply, request
+from tests.sim.guest6 import GATEWAY6, Guest6
+from tests.sim.guest_dns import DnsConnection
 from tests.sim.guest_tcp import GuestTcp
-from tests.sim.history import Side
 from tests.sim.packets import (
     ACK,
     FIN,
     ICMP,
+    ICMPV6,
     RST,
     SYN,
     TCP,
@@ -23,15 +25,15 @@ from tests.sim.packets import (
     fragments,
     icmp_message,
     ip_frame,
-    parse,
     tcp_segment,
     udp_datagram,
 )
+from tests.sim.packets6 import ECHO_REQUEST, FRAGMENT, fragments6, icmp6_message, ip6_frame, parse
 from tests.sim.resolver import question, question_of, true_address
-from tests.sim.scenario import EndPlan, TcpPlan
 
 if TYPE_CHECKING:
-    from tests.sim.scenario import UdpPlan
+    from tests.sim.history import Side
+    from tests.sim.scenario import TcpPlan, UdpPlan
     from tests.sim.wire import Wire
     from tests.sim.world import World
 
@@ -67,6 +69,7 @@ class SimGuest:
         self._reassembly = Reassembly()
         self._identification = self._asked = self._pinged = 0
         self._offers: bytes | None = None
+        self.six = Guest6(self)
 
     # Frames
 
@@ -77,6 +80,9 @@ class SimGuest:
     def ip(self, source: bytes, destination: bytes, protocol: int, payload: bytes) -> None:
         if self.wire is None or self.paused:
             return
+        if len(source) == 16:
+            self._ip6(source, destination, protocol, payload)
+            return
         if len(payload) + 20 <= self.mtu:
             self.wire.transmit(ip_frame(self.server_mac, self.mac, source, destination, protocol, payload))
             return
@@ -84,6 +90,21 @@ class SimGuest:
         self._identification = (self._identification + 1) & 0xFFFF
         for share, more in fragments(payload, self.mtu - 20, self._identification):
             self.wire.transmit(ip_frame(self.server_mac, self.mac, source, destination, protocol, share, **more))
+
+    def _ip6(self, source: bytes, destination: bytes, protocol: int, payload: bytes) -> None:
+        assert self.wire is not None
+        if len(payload) + 40 <= self.mtu:
+            self.wire.transmit(ip6_frame(self.server_mac, self.mac, source, destination, protocol, payload))
+            return
+        self.faults.counts["fragment6"] += 1
+        for share in fragments6(payload, protocol, self.mtu - 40, self.six.next_identification()):
+            self.wire.transmit(ip6_frame(self.server_mac, self.mac, source, destination, FRAGMENT, share))
+
+    def local_for(self, remote: bytes) -> bytes:
+        """The address from which `remote` is called."""
+        if len(remote) == 4:
+            return self.ip_address
+        return self.six.link_local if remote[:2] == b"\xfe\x80" else self.six.address
 
     def arrive(self, frame: bytes, partial: bool, gso_size: int) -> None:
         if self.paused:
@@ -94,15 +115,19 @@ class SimGuest:
             packet = parse(frame, partial=partial, gso_size=gso_size)
         except Bad:
             return  # as any receiver; whether it was our fault the checker knows
-        if packet.destination_mac not in (self.mac, BROADCAST) or packet.source_mac != self.server_mac:
+        to_group = packet.destination_mac[0] & 1
+        if (packet.destination_mac != self.mac and not to_group) or packet.source_mac != self.server_mac:
             return
         if packet.protocol == 0:
             self._arp(packet)
             return
-        if packet.destination != self.ip_address and self._offers is None:
+        if len(packet.destination) == 16:
+            if packet.destination not in self.six.mine and packet.destination[0] != 0xFF:
+                return
+        elif packet.destination != self.ip_address and self._offers is None:
             return
         if packet.fragment is not None:
-            self.faults.counts["fragment"] += 1
+            self.faults.counts["fragment" if len(packet.source) == 4 else "fragment6"] += 1
             try:
                 whole = self._reassembly.add(packet)
             except Bad:
@@ -111,11 +136,15 @@ class SimGuest:
                 return
             packet = whole
         if packet.protocol == TCP:
+            if packet.payload and len(packet.source) == 16:
+                self.six.last_data = frame[14:]
             self._tcp(packet)
         elif packet.protocol == UDP:
             self._udp(packet)
         elif packet.protocol == ICMP:
             self._icmp(packet)
+        elif packet.protocol == ICMPV6:
+            self.six.icmp(packet)
 
     def pause(self, seconds: float) -> None:
         self.paused = True
@@ -136,6 +165,7 @@ class SimGuest:
         """The guest starts anew: it knows of no connection."""
         self._waiting.clear()
         self.paused = False
+        self.six.begin()
         plans = []
         for connection in list(self.connections.values()):
             connection.side.causes.append("the guest's start")
@@ -188,7 +218,7 @@ class SimGuest:
     def connect(self, plan: TcpPlan, port: int | None = None) -> None:
         remote = address(plan.address)
         port = port or TCP_PORTS + plan.number
-        key = (self.ip_address, port, remote, plan.port)
+        key = (self.local_for(remote), port, remote, plan.port)
         if key in self.connections:
             return
         side = self.world.history.side(plan, self.now(), guest=True)
@@ -232,20 +262,23 @@ class SimGuest:
     def send_udp(self, plan: UdpPlan, number: int, size: int) -> None:
         data = request(plan, number, size)
         remote = address(plan.address)
-        datagram = udp_datagram(self.ip_address, remote, UDP_PORTS + plan.number, plan.port, data)
-        self.ip(self.ip_address, remote, UDP, datagram)
+        local = self.local_for(remote)
+        self.ip(local, remote, UDP, udp_datagram(local, remote, UDP_PORTS + plan.number, plan.port, data))
 
-    def look_up(self, name: str) -> None:
+    def look_up(self, name: str, *, six: bool = False) -> None:
         port = DNS_PORTS + self._asked % 4000
         self._asked += 1
         ident = self.rng.randrange(65536)
         self.queries[port] = (ident, name)
-        self.ip(self.ip_address, GATEWAY, UDP, udp_datagram(self.ip_address, GATEWAY, port, 53, question(ident, name)))
+        gateway = GATEWAY6 if six else GATEWAY
+        local = self.local_for(gateway)
+        self.ip(local, gateway, UDP, udp_datagram(local, gateway, port, 53, question(ident, name)))
 
-    def look_up_by_tcp(self, name: str) -> None:
+    def look_up_by_tcp(self, name: str, *, six: bool = False) -> None:
         port = TCP_DNS_PORTS + self._asked % 4000
         self._asked += 1
-        key = (self.ip_address, port, GATEWAY, 53)
+        gateway = GATEWAY6 if six else GATEWAY
+        key = (self.local_for(gateway), port, gateway, 53)
         connection = DnsConnection(self, name, *key)
         self.dns_connections.append(connection)
         self.connections[key] = connection
@@ -268,8 +301,11 @@ class SimGuest:
         world = self.world
         if packet.dport == 68:
             self._dhcp(packet.payload)
+        elif packet.dport == 546:
+            self.six.dhcp(packet.payload)
         elif packet.sport == 53 and packet.dport in self.queries:
-            world.expect(packet.source == GATEWAY, "DNS", "from somewhere else")
+            world.expect(packet.source in (GATEWAY, GATEWAY6), "DNS", "from somewhere else")
+            self.faults.counts["dns6"] += packet.source == GATEWAY6
             world.answered.add(packet.dport)
             self.check_answer(*self.queries[packet.dport], packet.payload)
         else:
@@ -292,20 +328,29 @@ class SimGuest:
             for again in range(plan.replies)
         )
 
-    def ping(self, target: str, size: int) -> None:
+    def ping(self, target: str, size: int, *, source: bytes = b"") -> None:
         remote = address(target)
         number = self._pinged % 1000
         self._pinged += 1
-        rest = struct.pack("!HH", 77 + number, number) + bytes(i * 7 & 255 for i in range(min(size, self.mtu - 28)))
+        head = struct.pack("!HH", 77 + number, number)
+        if len(remote) == 16:
+            rest = head + bytes(i * 7 & 255 for i in range(size))
+            local = source or self.local_for(remote)
+            self.ip(local, remote, ICMPV6, icmp6_message(local, remote, ECHO_REQUEST, 0, rest))
+        else:
+            rest = head + bytes(i * 7 & 255 for i in range(min(size, self.mtu - 28)))
+            self.ip(self.ip_address, remote, ICMP, icmp_message(8, 0, rest))
         self.pings[77 + number, number] = remote + rest
-        self.ip(self.ip_address, remote, ICMP, icmp_message(8, 0, rest))
+
+    def echoed(self, packet: Packet) -> None:
+        key = struct.unpack_from("!HH", packet.payload)
+        self.world.expect(
+            self.pings.get(key) == packet.source + packet.payload, "I1 icmp", "an echo that is not what was sent"
+        )
 
     def _icmp(self, packet: Packet) -> None:
         if packet.kind == 0:
-            key = struct.unpack_from("!HH", packet.payload)
-            self.world.expect(
-                self.pings.get(key) == packet.source + packet.payload, "I1 icmp", "an echo that is not what was sent"
-            )
+            self.echoed(packet)
         elif packet.kind == 3:
             self._unreachable(packet)
 
@@ -316,32 +361,14 @@ class SimGuest:
         start = (quoted[0] & 15) * 4
         sport, dport = struct.unpack_from("!HH", quoted, start)
         if quoted[9] == TCP:
-            connection = self.connections.get((source, sport, destination, dport))
-            if connection is not None and connection.state == "syn-sent":
-                connection.side.refused = f"ICMP {packet.code}"
-                connection.close()
+            self.refused((source, sport, destination, dport), packet)
 
-
-class DnsConnection(GuestTcp):
-    """One question over TCP, and the end."""
-
-    def __init__(self, stack: SimGuest, name: str, local: bytes, lport: int, remote: bytes, rport: int) -> None:
-        plan = TcpPlan(0, stack.now(), "192.168.65.1", 53, EndPlan(end=stack.rng.choice(("fin", "after"))), EndPlan())
-        super().__init__(stack, plan, Side(0, 0, stack.now()), local, lport, remote, rport)
-        self.name = name
-        self.ident = stack.rng.randrange(65536)
-        message = question(self.ident, name)
-        self.message = len(message).to_bytes(2, "big") + message
-        self.side.wrote = len(self.message)
-
-    def content(self, offset: int, count: int) -> bytes:
-        return self.message[offset : offset + count]
-
-    def check(self) -> None:
-        """What came, once it is over."""
-        read = bytes(self.side.read)
-        if len(read) >= 2 and len(read) >= 2 + int.from_bytes(read[:2], "big"):
-            self.stack.check_answer(self.ident, self.name, read[2 : 2 + int.from_bytes(read[:2], "big")])
+    def refused(self, key: Key, error: Packet) -> None:
+        """An ICMP error about a connection."""
+        connection = self.connections.get(key)
+        if connection is not None and connection.state == "syn-sent":
+            connection.side.refused = f"ICMP {error.kind}.{error.code}"
+            connection.close()
 
 
 def open_connections(guest: SimGuest) -> list[Side]:

@@ -51,6 +51,7 @@ class FlowHistory:
     plan: TcpPlan
     guest: list[Side] = field(default_factory=list)
     host: list[Side] = field(default_factory=list)
+    errors: set[int] = field(default_factory=set)  # what `connect` said to it
 
 
 class History:

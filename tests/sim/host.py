@@ -8,6 +8,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from tests.sim.checker6 import Routes
 from tests.sim.history import octets
 from vpnkit.flow.poller import HANGUP, READABLE, WRITABLE
 
@@ -27,10 +28,9 @@ def error(number: int) -> OSError:
 class SimSocket:
     """A descriptor of the simulated host."""
 
-    family = socket.AF_INET
-
-    def __init__(self, host: SimHost) -> None:
+    def __init__(self, host: SimHost, family: int = socket.AF_INET) -> None:
         self.host = host
+        self.family = family
         self.world = host.world
         self.backend: SimBackend | None = None
         self.error = 0
@@ -47,6 +47,20 @@ class SimSocket:
     def wake(self) -> None:
         if self.backend is not None and not self.closed:
             self.backend.mark(self.fd)
+
+    def no_way(self, address: str) -> int:
+        """The error of what goes to `address`; 0 when there is a way."""
+        if (":" in address) != (self.family == socket.AF_INET6):
+            return errno.EAFNOSUPPORT
+        if ":" in address and address != "::1" and not self.host.routes.has:
+            self.world.faults.counts["no_ipv6"] += 1
+            return errno.ENETUNREACH
+        return 0
+
+    def need_way(self, address: str) -> None:
+        """Raises OSError when there is none."""
+        if number := self.no_way(address):
+            raise error(number)
 
     def check(self) -> None:
         if self.closed:
@@ -84,8 +98,8 @@ class SimSocket:
 class TcpSocket(SimSocket):
     """A TCP socket, and what its peer does."""
 
-    def __init__(self, host: SimHost) -> None:
-        super().__init__(host)
+    def __init__(self, host: SimHost, family: int = socket.AF_INET) -> None:
+        super().__init__(host, family)
         self.connected = False
         self.address = ("", 0)
         self.plan: TcpPlan | None = None
@@ -137,7 +151,10 @@ class TcpSocket(SimSocket):
             return errno.ECONNREFUSED
         self.plan = plan
         what, number, delay = plan.connect_what, plan.connect_error, plan.connect_delay
+        if no_way := self.no_way(address[0]):
+            what, number, delay = "connect_unreachable", no_way, 0.0
         if number:
+            self.world.history.flow(plan).errors.add(number)
             self.world.faults.counts[what] += 1
             if not delay:
                 return number
@@ -410,6 +427,7 @@ class SimHost:
         self.peers: list[TcpSocket] = []
         self.plans: dict[tuple[str, int], TcpPlan] = {}
         self.near = 0.0005
+        self.routes = Routes(world.agenda.now, has=world.scenario.has_ipv6)
 
     def latency(self) -> float:
         return self.near * self.world.faults.rng.uniform(0.5, 2)
@@ -434,7 +452,7 @@ class SimHost:
 
     def tcp_socket(self, family: int = socket.AF_INET) -> TcpSocket:
         self.exhausted()
-        return TcpSocket(self)
+        return TcpSocket(self, family)
 
     def start_connect(self, made: TcpSocket, address: tuple[str, int]) -> int:
         return made.begin(address)
@@ -443,27 +461,26 @@ class SimHost:
         from tests.sim.datagrams import UdpSocket
 
         self.exhausted()
-        return UdpSocket(self, gro=gro)
+        return UdpSocket(self, family, gro=gro)
 
     def ping_socket(self, family: int = socket.AF_INET) -> tuple[SimSocket, bool]:
         from tests.sim.datagrams import PingSocket
 
         self.exhausted()
-        return PingSocket(self), False
+        return PingSocket(self, family), False
 
-    def resolver_socket(self, _family: int) -> SimSocket:
+    def resolver_socket(self, family: int) -> SimSocket:
         from tests.sim.resolver import ResolverSocket
 
         self.exhausted()
-        return ResolverSocket(self)
+        return ResolverSocket(self, family)
 
     @staticmethod
     def is_local(_address: str) -> bool:
         return False
 
-    @staticmethod
-    def has_ipv6() -> bool:
-        return False
+    def has_ipv6(self) -> bool:
+        return self.routes.has
 
     # What the world does
 

@@ -7,7 +7,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.sim.checker import Broken
-from tests.sim.packets import ICMP, TCP, Bad, parse
+from tests.sim.packets import ICMP, ICMPV6, TCP, Bad
+from tests.sim.packets6 import parse
 from vpnkit.proto.tcp import assembler, receiver, sender
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def tables(guest: Guest) -> Iterator[tuple[str, int]]:
     yield "udp mappings", len(guest.udp.mappings)
     yield "udp routes", len(guest.udp.routes)
     yield "trains", len(guest.udp.unfinished)
-    yield "datagrams in pieces", len(guest.intake._reassembler)
+    yield "datagrams in pieces", len(guest.intake._reassembler) + len(guest.intake._reassembler6)
     yield "pings", len(guest.icmp.sessions)
     yield "descriptors", len(guest.poller)
     yield "touched", len(guest.touched) + len(guest._datagrams)
@@ -107,6 +108,8 @@ def watch(guest: Guest, broken: list[Broken], *, every: int = 1) -> None:
 
 def _own(view: memoryview) -> bytes:
     """The key of the flow that a frame is about."""
+    if len(view) >= 74 and view[12:14] == b"\x86\xdd":
+        return _own6(view)
     if len(view) < 54 or view[12:14] != b"\x08\x00":
         return b""
     if view[23] == TCP:
@@ -118,4 +121,17 @@ def _own(view: memoryview) -> bytes:
             return b""
         if len(quoted) >= 28 and quoted[9] == TCP:
             return quoted[16:20] + quoted[12:16] + quoted[22:24] + quoted[20:22]
+    return b""
+
+
+def _own6(view: memoryview) -> bytes:
+    if view[20] == TCP:
+        return bytes(view[22:58])
+    if view[20] == ICMPV6:
+        try:
+            quoted = parse(bytes(view)).payload[4:]
+        except Bad:
+            return b""
+        if len(quoted) >= 48 and quoted[6] == TCP:
+            return quoted[24:40] + quoted[8:24] + quoted[42:44] + quoted[40:42]
     return b""

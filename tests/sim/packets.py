@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 TCP: Final = 6
 UDP: Final = 17
 ICMP: Final = 1
+ICMPV6: Final = 58
 FIN: Final = 1
 SYN: Final = 2
 RST: Final = 4
@@ -34,6 +36,9 @@ def ones(data: bytes) -> int:
 
 
 def address(text: str) -> bytes:
+    """4 or 16 octets."""
+    if ":" in text:
+        return socket.inet_pton(socket.AF_INET6, text)
     return bytes(map(int, text.split(".")))
 
 
@@ -91,7 +96,7 @@ def ip_frame(
     return destination_mac + source_mac + b"\x08\x00" + head + payload
 
 
-def _pseudo(source: bytes, destination: bytes, protocol: int, length: int) -> int:
+def pseudo(source: bytes, destination: bytes, protocol: int, length: int) -> int:
     return ones(source + destination) + protocol + length
 
 
@@ -109,14 +114,14 @@ def tcp_segment(
 ) -> bytes:
     offset = (20 + len(options)) << 2
     head = _TCP.pack(sport, dport, seq, ack, offset, flags, window, 0, 0) + options
-    total = ones(head) + ones(payload) + _pseudo(source, destination, TCP, len(head) + len(payload))
+    total = ones(head) + ones(payload) + pseudo(source, destination, TCP, len(head) + len(payload))
     return head[:16] + (65535 - total % 65535).to_bytes(2, "big") + head[18:] + payload
 
 
 def udp_datagram(source: bytes, destination: bytes, sport: int, dport: int, payload: bytes) -> bytes:
     length = 8 + len(payload)
     head = struct.pack("!HHHH", sport, dport, length, 0)
-    total = ones(head) + ones(payload) + _pseudo(source, destination, UDP, length)
+    total = ones(head) + ones(payload) + pseudo(source, destination, UDP, length)
     return head[:6] + ((65535 - total % 65535) or 65535).to_bytes(2, "big") + payload
 
 
@@ -177,12 +182,12 @@ def parse(frame: bytes, *, mtu: int = 65520, partial: bool = False, gso_size: in
 def transport(packet: Packet, data: bytes, *, partial: bool) -> None:
     protocol = packet.protocol
     if protocol in (TCP, UDP):
-        pseudo = _pseudo(packet.source, packet.destination, protocol, len(data))
+        covered = pseudo(packet.source, packet.destination, protocol, len(data))
         if partial:
             at = 16 if protocol == TCP else 6
-            need(int.from_bytes(data[at : at + 2], "big") % 65535 == pseudo % 65535, "partial checksum")
+            need(int.from_bytes(data[at : at + 2], "big") % 65535 == covered % 65535, "partial checksum")
         else:
-            need((ones(data) + pseudo) % 65535 == 0, "transport checksum")
+            need((ones(data) + covered) % 65535 == 0, "transport checksum")
     if protocol == TCP:
         _tcp(packet, data)
     elif protocol == UDP:
@@ -192,6 +197,7 @@ def transport(packet: Packet, data: bytes, *, partial: bool) -> None:
         need(check != 0, "no UDP checksum")
         packet.payload = data[8:]
     elif protocol == ICMP:
+        need(len(packet.source) == 4, "ICMP over IPv6")
         need(len(data) >= 8, "shorter than an ICMP header")
         need(ones(data) == 0, "ICMP checksum")
         packet.kind, packet.code = data[0], data[1]
@@ -200,8 +206,22 @@ def transport(packet: Packet, data: bytes, *, partial: bool) -> None:
             quoted = data[8:]
             need(len(quoted) >= 28 and quoted[0] >> 4 == 4, "what an ICMP error quotes")
             need(len(data) + 20 <= 576, "an ICMP error of more than 576 octets")
+    elif protocol == ICMPV6:
+        _icmpv6(packet, data)
     else:
         raise Bad(f"protocol {protocol}")
+
+
+def _icmpv6(packet: Packet, data: bytes) -> None:
+    need(len(packet.source) == 16, "ICMPv6 over IPv4")
+    need(len(data) >= 8, "shorter than an ICMPv6 header")
+    need((ones(data) + pseudo(packet.source, packet.destination, ICMPV6, len(data))) % 65535 == 0, "ICMPv6 checksum")
+    packet.kind, packet.code = data[0], data[1]
+    packet.payload = data[4:]
+    if packet.kind < 128:
+        quoted = data[8:]
+        need(len(quoted) >= 48 and quoted[0] >> 4 == 6, "what an ICMPv6 error quotes")
+        need(len(data) + 40 <= 1280, "an ICMPv6 error of more than 1280 octets")
 
 
 def _tcp(packet: Packet, data: bytes) -> None:

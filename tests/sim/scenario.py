@@ -5,17 +5,44 @@ from __future__ import annotations
 import errno
 import random
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from tapdev.link import LinkCapabilities
 
 SMALL: Final = (0, 1, 10, 100, 1000, 1460, 1461, 3000)
+PINGS: Final = (
+    *("192.168.65.1", "192.168.65.2", "10.3.0.1", "10.3.0.99"),
+    *("fd65:7670:6e6b::1", "fd65:7670:6e6b::2", "fe80::f416:36ff:febc:f9c6", "2001:db8:3::1", "2001:db8:3::99"),
+)
 CONNECT_ERRORS: Final = {
     "connect_refused": (errno.ECONNREFUSED, errno.ECONNRESET),
     "connect_unreachable": (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOPROTOOPT, errno.EINVAL),
     "connect_prohibited": (errno.EACCES, errno.EPERM),
     "connect_silent": (errno.ETIMEDOUT,),
 }
+
+
+HOST_ALIAS: Final = "192.168.65.2"
+HOST_ALIAS6: Final = "fd65:7670:6e6b::2"
+NAT64: Final = "64:ff9b::"
+
+
+def host_address(called: str) -> str:
+    """What the guest's name for a host is on the host."""
+    if called.startswith(NAT64):
+        return str(IPv4Address(IPv6Address(called).packed[12:]))
+    return {HOST_ALIAS: "127.0.0.1", HOST_ALIAS6: "::1"}.get(called, called)
+
+
+def far_address(rng: random.Random, network: int, number: int, *, nat64: bool) -> str:
+    """A host far away, by one of its addresses: 10.NETWORK, the same behind NAT64, or 2001:db8:NETWORK."""
+    if rng.random() < 0.4:
+        return f"2001:db8:{network}::{number:x}"
+    address = IPv4Address((10 << 24) + (network << 16) + number)
+    if nat64 and rng.random() < 0.5:
+        return str(IPv6Address(NAT64) + int(address))
+    return str(address)
 
 
 @dataclass
@@ -37,7 +64,7 @@ class EndPlan:
 class TcpPlan:
     number: int
     start: float
-    address: str
+    address: str  # by which the guest calls the host; of the family in which the host calls the guest
     port: int
     guest: EndPlan
     host: EndPlan
@@ -80,10 +107,15 @@ class Scenario:
     tcp: list[TcpPlan]
     udp: list[UdpPlan]
     pings: list[tuple[float, str, int]]
-    lookups: list[tuple[float, str, bool]]  # when, name, over TCP
+    lookups: list[tuple[float, str, bool, bool]]  # when, name, over TCP, over IPv6
     resolvers: list[str]  # behaviour of each: answer, dead, lying, refused, servfail
     incidents: list[Incident]
     dhcp: bool = False
+    has_ipv6: bool = True  # the host, at the beginning
+    offer: str = "auto"  # of IPv6, as the operator says
+    nat64: bool = False
+    dhcpv6: bool = False
+    resolvers6: bool = False  # every other one has an IPv6 address
     small_tables: bool = False
     small_window: bool = False
 
@@ -106,11 +138,11 @@ def end_plan(rng: random.Random, *, host: bool) -> EndPlan:
     return plan
 
 
-def tcp_plan(rng: random.Random, number: int) -> TcpPlan:
+def tcp_plan(rng: random.Random, number: int, *, nat64: bool) -> TcpPlan:
     plan = TcpPlan(
         number,
         rng.choice((0.0, rng.uniform(0, 4))),
-        f"10.1.{number >> 8}.{number & 255}",
+        far_address(rng, 1, number, nat64=nat64),
         rng.choice((80, 443, 8080)),
         end_plan(rng, host=False),
         end_plan(rng, host=True),
@@ -120,7 +152,7 @@ def tcp_plan(rng: random.Random, number: int) -> TcpPlan:
         plan.port = 2000 + number
         plan.answer = rng.choice(("accept", "accept", "accept", "refuse", "ignore"))
     elif rng.random() < 0.15:
-        plan.address = "192.168.65.2"
+        plan.address = rng.choice((HOST_ALIAS, HOST_ALIAS6))
         plan.port = 3000 + number
     plan.connect_delay = rng.choice((0.0, rng.uniform(0.001, 0.1), rng.uniform(0.5, 5)))
     if rng.random() < 0.25:
@@ -131,12 +163,12 @@ def tcp_plan(rng: random.Random, number: int) -> TcpPlan:
     return plan
 
 
-def udp_plan(rng: random.Random, number: int) -> UdpPlan:
+def udp_plan(rng: random.Random, number: int, *, nat64: bool) -> UdpPlan:
     sizes = (0, 1, 100, 100, 1400, 1472, 1473, 4000)
     return UdpPlan(
         number,
         rng.uniform(0, 4),
-        f"10.2.0.{number}" if rng.random() < 0.8 else "192.168.65.2",
+        far_address(rng, 2, number, nat64=nat64) if rng.random() < 0.8 else rng.choice((HOST_ALIAS, HOST_ALIAS6)),
         4000 + number,
         [(rng.choice((0.0, rng.uniform(0, 2))), rng.choice(sizes)) for _ in range(rng.randrange(1, 6))],
         rng.choice((0, 1, 1, 3)),
@@ -176,28 +208,34 @@ def draw(seed: int) -> Scenario:
         ("guest_reset", 0.15),
         ("relink", 0.1),
         ("clock_jump", 0.2),
+        ("ipv6_changes", 0.2),
+        ("too_big", 0.2),
     ):
         while rng.random() < chance:
             seconds = rng.choice((0.01, 0.3, 3.0)) * rng.uniform(0.5, 1.5)
             if what == "clock_jump":
                 seconds = rng.choice((0.5, 30.0, 400.0, 4000.0)) * rng.uniform(0.5, 1.0)
+            if what == "ipv6_changes":
+                seconds = rng.uniform(1.0, 20.0)
             incidents.append(Incident(rng.uniform(0.05, calm_at), what, seconds))
+    mtu = rng.choice((1500, 1500, 1500, 1500, 1280))
+    nat64 = rng.random() < 0.25
     names = ["gateway.internal", "host.internal", "vm.internal"]
     return Scenario(
         seed,
-        LinkCapabilities(mtu=1500, checksum=True, tso4=True, uso=rng.random() < 0.5)
+        LinkCapabilities(mtu=mtu, checksum=True, tso4=True, tso6=rng.random() < 0.7, uso=rng.random() < 0.5)
         if offload
-        else LinkCapabilities(mtu=1500),
+        else LinkCapabilities(mtu=mtu),
         rng.choice((0.0005, 0.0005, 0.01, 0.08)),
         rng.choice((4, 64, 256)),
         faults,
         calm_at,
-        [tcp_plan(rng, number) for number in range(1, rng.randrange(2, 7))],
-        [udp_plan(rng, number) for number in range(1, rng.randrange(1, 4))],
+        [tcp_plan(rng, number, nat64=nat64) for number in range(1, rng.randrange(2, 7))],
+        [udp_plan(rng, number, nat64=nat64) for number in range(1, rng.randrange(1, 4))],
         [
             (
                 rng.uniform(0, 5),
-                rng.choice(("192.168.65.1", "192.168.65.2", "10.3.0.1", "10.3.0.99")),
+                rng.choice(PINGS + (("64:ff9b::a03:1", "64:ff9b::a03:63") if nat64 else ())),
                 rng.randrange(1500),
             )
             for _ in range(rng.randrange(3))
@@ -207,6 +245,7 @@ def draw(seed: int) -> Scenario:
                 rng.uniform(0, 6),
                 rng.choice(names) if rng.random() < 0.2 else f"n{rng.randrange(30)}.example.org",
                 rng.random() < 0.3,
+                rng.random() < 0.4,
             )
             for _ in range(rng.randrange(5))
         ],
@@ -216,6 +255,11 @@ def draw(seed: int) -> Scenario:
         ],
         sorted(incidents, key=lambda incident: incident.at),
         dhcp=rng.random() < 0.15,
+        has_ipv6=rng.random() < 0.75,
+        offer=rng.choice(("auto", "auto", "auto", "auto", "on", "local", "off")),
+        nat64=nat64,
+        dhcpv6=rng.random() < 0.2,
+        resolvers6=rng.random() < 0.3,
         small_tables=rng.random() < 0.15,
         small_window=rng.random() < 0.3,
     )

@@ -43,7 +43,15 @@ class Programs:
     def begin(self) -> None:
         world = self.world
         for number in range(1, 9):
-            udp = UdpPlan(number, 0.0, f"10.2.0.{number}", 4000 + number, [(0.0, 100), (0.0, 1400)], 1, 300)
+            udp = UdpPlan(
+                number,
+                0.0,
+                f"10.2.0.{number}" if number & 1 else f"2001:db8:2::{number}",
+                4000 + number,
+                [(0.0, 100), (0.0, 1400)],
+                1,
+                300,
+            )
             world.udp_plans[udp.address, udp.port] = world.udp_by_number[number] = udp
         for number in range(self.flows):
             world.agenda.after(self.rng.uniform(0, 60), self.step, number % 10)
@@ -61,7 +69,7 @@ class Programs:
             world.guest.send_udp(udp, number, udp.sends[number][1])
         elif kind == 1:
             if rng.random() < 0.5:
-                world.guest.ping(rng.choice(("192.168.65.1", "10.3.0.1", "10.3.0.99")), 56)
+                world.guest.ping(rng.choice(("192.168.65.1", "10.3.0.1", "2001:db8:3::1", "10.3.0.99")), 56)
             else:
                 world.guest.look_up(f"n{rng.randrange(100)}.example.org")
         else:
@@ -76,7 +84,7 @@ class Programs:
         plan = TcpPlan(
             number,
             0.0,
-            f"10.{4 + (number >> 16)}.{number >> 8 & 255}.{number & 255}",
+            f"2001:db8:4::{number:x}" if number & 1 else f"10.{4 + (number >> 16)}.{number >> 8 & 255}.{number & 255}",
             80,
             self._end(lasts, "fin"),
             self._end(lasts, rng.choice(("fin", "after", "after", "rst", "close"))),
@@ -112,7 +120,7 @@ class Programs:
         while self._over and (self._over[0][0] < now - KEEP or self.stopped):
             _, plan = self._over.pop(0)
             del world.host.plans[plan.address, plan.port]
-            key = (world.guest.ip_address, self._port(plan), address(plan.address), plan.port)
+            key = (world.guest.local_for(address(plan.address)), self._port(plan), address(plan.address), plan.port)
             world.checker.forget(key)
             world.checker.repeated.discard(key[2:])
         world.host.prune()

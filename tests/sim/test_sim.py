@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio._core._run
 
-from tapdev.link import LinkCapabilities
 from tests.sim.faults import SOMETIMES
-from tests.sim.scenario import EndPlan, Scenario, TcpPlan, UdpPlan, draw
+from tests.sim.quiet import broken, scenario
+from tests.sim.scenario import EndPlan, TcpPlan, draw
 from tests.sim.soak import soak
 from tests.sim.world import Outcome, run
 from vpnkit.flow.splice import SpliceFlow
@@ -88,49 +88,13 @@ def test_i9_same_seed_same_frames_at_the_same_times_in_another_process(tmp_path:
     assert (tmp_path / "a.pcap").read_bytes() == (tmp_path / "b.pcap").read_bytes()
 
 
-# A world with nothing wrong in it, and bugs planted into the network
-
-
-def scenario(**more: Any) -> Scenario:
-    made = Scenario(
-        1,
-        LinkCapabilities(mtu=1500),
-        0.0005,
-        64,
-        {},
-        5.0,
-        [
-            TcpPlan(
-                1,
-                0.0,
-                "10.1.0.1",
-                80,
-                EndPlan([(0.0, 5000), (0.5, 30_000)], "fin", buffer=4000, reads="slow"),
-                EndPlan([(0.0, 9000), (0.2, 20_000)], "after", buffer=3000, reads="slow"),
-            ),
-            TcpPlan(2, 0.1, "10.1.0.2", 80, EndPlan([(0.1, 700)], "after"), EndPlan([(0.1, 7000)], "fin")),
-        ],
-        [UdpPlan(1, 0.3, "10.2.0.1", 4001, [(0.0, 400), (0.1, 3000)], 1, 2000)],
-        [(0.4, "10.3.0.1", 100)],
-        [(0.5, "n1.example.org", False)],
-        ["answer"],
-        [],
-    )
-    for name, value in more.items():
-        setattr(made, name, value)
-    return made
+# Bugs planted into the network of a quiet world
 
 
 def test_a_quiet_world_is_fine() -> None:
     outcome = run(scenario())
     assert not outcome.broken
     assert outcome.frames > 60
-
-
-def broken(**more: Any) -> str:
-    outcome = run(scenario(**more))
-    assert outcome.broken
-    return outcome.broken
 
 
 @pytest.fixture
@@ -255,7 +219,7 @@ def test_i5_a_wrong_checksum_is_seen(plant: Any) -> None:
 
 
 def test_i5_a_frame_larger_than_the_mtu_is_seen(plant: Any) -> None:
-    plant(TcpTable, "_offer", lambda _self: Offer(1460, 3000))
+    plant(TcpTable, "_offer", lambda _self, _key: Offer(1460, 3000))
     plant("vpnkit.proto.tcp.sender.Sender.mss", property(lambda _self: 3000, lambda _self, _value: None))
     assert "I5: 2960 octets" in broken(tcp=[TcpPlan(1, 0.0, "10.1.0.1", 80, EndPlan(), EndPlan([(0.1, 9000)]))])
 
@@ -327,7 +291,7 @@ def test_i1_a_full_host_socket_that_fails_after_the_end_is_a_reset() -> None:
 def test_i2_a_forward_that_the_guest_has_no_room_for_is_a_reset(plant: Any) -> None:
     """The host's client is connected already; an end would say that the guest's program had nothing to say."""
 
-    def call(*_arguments: Any) -> None:
+    def call(*_arguments: Any, **_more: Any) -> None:
         raise OSError(errno.ENOBUFS, "the guest has too many flows")
 
     plant(TcpTable, "call", call)

@@ -10,6 +10,7 @@ import traceback
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
@@ -18,15 +19,18 @@ import trio.testing
 
 from tests.sim.agenda import Agenda
 from tests.sim.checker import Broken, FlowChecker, FrameChecker
+from tests.sim.checker6 import LATE, RouterChecker
 from tests.sim.datagrams import request
 from tests.sim.faults import Faults
 from tests.sim.guest import SimGuest, open_connections
+from tests.sim.guest6 import PREFIX6
 from tests.sim.history import History
 from tests.sim.host import SimHost, TcpSocket
 from tests.sim.inspection import check_buffers, tables, watch
 from tests.sim.packets import address
 from tests.sim.poller import SimPoller
 from tests.sim.resolver import Factory
+from tests.sim.scenario import host_address
 from tests.sim.wire import Wire
 from vpnkit.net.network import Network, NetworkOptions
 from vpnkit.net.plan import Plan, guest_mac
@@ -59,6 +63,7 @@ SMALL_WINDOW: Final = {
     "vpnkit.proto.tcp.sender.MAX_BUFFERED": 6000,
 }
 SMALL_BUDGET: Final = 24_000
+TIME_WAIT: Final = 59.0  # seconds, a little less than the network's
 
 
 @dataclass
@@ -112,12 +117,20 @@ class World:
         self.frames: list[bytes] | None = None  # kept for a pcap file
         self.hash = hashlib.sha256(PCAP_HEADER)
         self.plan = Plan(mtu=scenario.capabilities.mtu)
-        self.checker = FrameChecker(self.plan.server_mac, mtu=scenario.capabilities.mtu)
+        self.router = RouterChecker(
+            PREFIX6, self.plan.server_mac, mtu=scenario.capabilities.mtu, offer=scenario.offer, routes=self.host.routes
+        )
+        self.checker = FrameChecker(self.plan.server_mac, mtu=scenario.capabilities.mtu, router=self.router)
         self.guest = SimGuest(
             self, guest_mac(1), address("192.168.65.3"), self.plan.server_mac, mtu=scenario.capabilities.mtu
         )
         options = NetworkOptions(
-            dns=[(f"10.99.0.{i + 1}", 53) for i in range(len(scenario.resolvers))],
+            dns=[
+                (f"2001:db8:99::{i + 1}" if scenario.resolvers6 and i & 1 else f"10.99.0.{i + 1}", 53)
+                for i in range(len(scenario.resolvers))
+            ],
+            ipv6=scenario.offer,
+            nat64=scenario.nat64,
             rng=random.Random(f"network {scenario.seed}"),
             host=self.host,  # type: ignore[arg-type]
             poller=lambda: SimPoller(self.host),
@@ -150,7 +163,7 @@ class World:
             self.broken.append(Broken(f"{invariant}: {what}"))
 
     def resolver(self, server: tuple[str, int]) -> str:
-        return self.scenario.resolvers[int(server[0].rsplit(".", 1)[1]) - 1]
+        return self.scenario.resolvers[int(server[0].replace(":", ".").rsplit(".", 1)[1]) - 1]
 
     def udp_arrived(self, plan: UdpPlan, data: bytes) -> None:
         sent = any(data == request(plan, number, size) for number, (_, size) in enumerate(plan.sends))
@@ -181,6 +194,7 @@ class World:
         )
         self.wire = wire
         self.guest.attach(wire)
+        self.agenda.after(0.01, self.guest.six.begin)
         self.nursery.start_soon(self._serve, wire)
         await trio.testing.wait_all_tasks_blocked()
 
@@ -196,9 +210,12 @@ class World:
         guest.say_arp()
         if scenario.dhcp:
             guest.discover()
+        if scenario.dhcpv6:
+            agenda.after(1.0, guest.six.solicit_address)
         for plan in scenario.tcp:
-            host = "127.0.0.1" if plan.address == "192.168.65.2" else plan.address
-            self.host.plans[host, plan.port] = plan
+            self.faults.counts["nat64"] += plan.address.startswith("64:")
+            self.faults.counts["ipv6"] += ":" in plan.address
+            self.host.plans[host_address(plan.address), plan.port] = plan
             if plan.forward:
                 self.faults.counts["forward"] += 1
                 guest.listening[plan.port] = plan
@@ -206,14 +223,13 @@ class World:
             else:
                 agenda.after(plan.start, guest.connect, plan)
         for udp in scenario.udp:
-            host = "127.0.0.1" if udp.address == "192.168.65.2" else udp.address
-            self.udp_plans[host, udp.port] = self.udp_by_number[udp.number] = udp
+            self.udp_plans[host_address(udp.address), udp.port] = self.udp_by_number[udp.number] = udp
             for number, (when, size) in enumerate(udp.sends):
                 agenda.after(udp.start + when, guest.send_udp, udp, number, size)
         for when, target, size in scenario.pings:
             agenda.after(when, guest.ping, target, size)
-        for when, name, by_tcp in scenario.lookups:
-            agenda.after(when, guest.look_up_by_tcp if by_tcp else guest.look_up, name)
+        for when, name, by_tcp, six in scenario.lookups:
+            agenda.after(when, partial(guest.look_up_by_tcp if by_tcp else guest.look_up, name, six=six))
         for incident in scenario.incidents:
             agenda.after(incident.at, self._incident, incident)
         if self.faults.spurious_event:
@@ -236,7 +252,8 @@ class World:
             made.close()
             return
         try:
-            await self.network.guests[0].calls.join(made, self.guest.ip_address, plan.port)  # type: ignore[arg-type]
+            called = self.guest.local_for(address(plan.address))
+            await self.network.guests[0].calls.join(made, called, plan.port)  # type: ignore[arg-type]
         except OSError as error:
             made.side.causes.append(str(error))
 
@@ -262,11 +279,26 @@ class World:
         elif what == "clock_jump":
             self.faults.counts[what] += 1
             self.clock.jump(seconds)
+            self.host.routes.jump(seconds)
+            if seconds >= TIME_WAIT:
+                self._forget_time_wait()
+        elif what == "ipv6_changes":
+            self.faults.counts[what] += 1
+            self.host.routes.change()
+            self.agenda.after(seconds, self.host.routes.change)
+        elif what == "too_big":
+            self.guest.six.too_big()
         elif what == "relink":
             self.faults.counts[what] += 1
             self.history.everywhere.append("the link was closed")
             self.wire.end()
             self.nursery.start_soon(self.link_up)
+
+    def _forget_time_wait(self) -> None:
+        """The clock jumps over it: who still waits for the last ACK is told that there is no such connection."""
+        for connection in self.guest.connections.values():
+            if connection.finishing and connection.rcv_fin is not None:
+                connection.side.causes.append("a jump of the clock over TIME-WAIT")
 
     def _repair(self) -> None:
         assert self.wire is not None
@@ -285,6 +317,18 @@ class World:
             peer.calm()
         for connection in list(self.guest.connections.values()):
             connection.calm()
+        self.agenda.after(LATE, self.guest.six.ask)
+        self.agenda.after(LATE + 9, self._check_routers)
+
+    def _check_routers(self) -> None:
+        """What the guest believes now."""
+        true = self.router.default_router(self.host.routes.has)
+        six = self.guest.six
+        if not self.host.routes.changed_lately:
+            believes = six.router_until > self.agenda.now()
+            self.expect(believes is true, "I11", f"the guest {'has' if believes else 'has no'} router")
+        mac = six.neighbours.get(self.router.gateway)
+        self.expect(mac == self.plan.server_mac, "I11", "the guest does not find the gateway")
 
     def left(self) -> dict[str, int]:
         """What is not over yet."""
@@ -302,7 +346,7 @@ class World:
         """Wait until everything is over.  Raises Broken when it never is."""
         deadline = trio.current_time() + PATIENCE
         pause = 10.0
-        await trio.sleep(2.0)  # what a jump of the clock made due comes first
+        await trio.sleep(LATE + 12)  # what a jump of the clock made due comes first, and what is told to the guest
         while self.left() or self.broken:
             if self.broken:
                 raise self.broken[0]
