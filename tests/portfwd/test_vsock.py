@@ -1,4 +1,4 @@
-"""Forwards to a vsock port.  The CID of this machine is that of its loopback, where the kernel has one."""
+"""Forwards to a vsock port, against a double: few kernels have a vsock loopback."""
 
 from __future__ import annotations
 
@@ -12,49 +12,8 @@ import trio.testing
 
 from portfwd import vsock
 from portfwd.spec import Spec
-from portfwd.table import ForwardTable
 
 LOCAL = 1  # VMADDR_CID_LOCAL
-
-
-def listener() -> socket.socket | None:
-    """A vsock listener that can be reached from here, if there can be one."""
-    if vsock.AF_VSOCK is None:
-        return None
-    made = None
-    try:
-        made = socket.socket(vsock.AF_VSOCK, socket.SOCK_STREAM)
-        made.bind((LOCAL, 2**32 - 1))  # any port
-        made.listen()
-        with socket.socket(vsock.AF_VSOCK, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1)
-            probe.connect(made.getsockname())
-        made.accept()[0].close()
-    except OSError:
-        if made is not None:
-            made.close()
-        return None
-    return made
-
-
-async def test_a_connection_goes_to_the_port(nursery: trio.Nursery) -> None:
-    server = listener()
-    if server is None:
-        pytest.skip("this kernel has no vsock loopback")
-    with server:
-        server.setblocking(False)
-        guest = trio.SocketListener(trio.socket.from_stdlib_socket(server))
-        spec = Spec(0, server.getsockname()[1], host_address="127.0.0.1", guest_cid=LOCAL)
-        forward = await ForwardTable(None).expose(spec, nursery)  # type: ignore[arg-type]
-        async with await trio.open_tcp_stream(*forward.addresses[0]) as client, await guest.accept() as there:
-            await client.send_all(b"abc")
-            await client.send_eof()
-            assert await there.receive_some() == b"abc"
-            assert await there.receive_some() == b""
-            await there.send_all(b"the answer")
-            await there.send_eof()
-            assert await client.receive_some() == b"the answer"
-    nursery.cancel_scope.cancel()
 
 
 class FakeSocket:

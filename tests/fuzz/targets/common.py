@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CHECK_EVERY = 200  # inputs: then the guest must be served as if nothing had been
 RENEW_EVERY = 2000  # inputs: a new guest, so that a finding depends on few of them
 SLOWEST = 0.1  # seconds of CPU for one input
+REPEATS = 3  # of one that took longer
 
 
 class Octets:
@@ -65,12 +66,18 @@ class SlowInput(Exception):
 
 
 def timed(one: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    def with_time(data: bytes) -> None:
+    """An input that is slow is slow each time; the CPU time of one run also counts what a hypervisor took away."""
+
+    def took(data: bytes) -> float:
         start = time.thread_time()
         one(data)
-        took = time.thread_time() - start
-        if took > SLOWEST:
-            raise SlowInput(f"{took:.3f} s for {len(data)} octets")
+        return time.thread_time() - start
+
+    def with_time(data: bytes) -> None:
+        if took(data) > SLOWEST:
+            again = [took(data) for _ in range(REPEATS)]
+            if min(again) > SLOWEST:
+                raise SlowInput(f"{min(again):.3f} s for {len(data)} octets")
 
     return with_time
 
