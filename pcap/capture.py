@@ -116,16 +116,25 @@ class Capture:
         """The name of a link; empty when it was forgotten."""
         return self._interfaces.get(number, "")
 
+    def interface_number(self, name: str) -> int:
+        """The number of the link that is called so; a new one when there is none."""
+        for number, known in self._interfaces.items():
+            if known == name:
+                return number
+        return self._new_interface(name)
+
+    def _new_interface(self, name: str) -> int:
+        number = self._next_interface
+        self._next_interface = number % 0xFFFF + 1
+        self._interfaces.pop(number, None)
+        self._interfaces[number] = name
+        if len(self._interfaces) > MAX_INTERFACES:
+            del self._interfaces[next(iter(self._interfaces))]
+        return number
+
     def tap(self, name: str | None = None) -> Callable[[Sequence[Buffer], int, int, int, bool], None]:
         """What a link is to call with each frame; `name` is the link's."""
-        number = 0
-        if name is not None:
-            number = self._next_interface
-            self._next_interface = number % 0xFFFF + 1
-            self._interfaces.pop(number, None)
-            self._interfaces[number] = name
-            if len(self._interfaces) > MAX_INTERFACES:
-                del self._interfaces[next(iter(self._interfaces))]
+        number = 0 if name is None else self._new_interface(name)
         clock, pack = self._clock_ns, RECORD.pack
         tcp = tuple(flows[TCP].get for flows in self._flows)  # by direction
         udp = tuple(flows[UDP].get for flows in self._flows)

@@ -23,6 +23,7 @@ from vpnkit.services.dns_sources import parse_source, parse_zone
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from vpnkit.net.captures import Captures
     from vpnkit.proto.dns_upstreams import Server
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
@@ -53,6 +54,7 @@ class NetSettings:
     nat64: bool = False  # IPv4 hosts under 64:ff9b::/96
     isolate: bool = False  # guests may not speak to each other
     capture: bool = True  # rings of the last packets are kept in memory
+    ring_file: Path | None = None  # a directory in which they outlive the process
     ipv6: str = "auto"  # what is offered of it; a key of IPV6_OFFERS
     leasing: LeaseOptions = field(default_factory=LeaseOptions)
     name: str = "default"
@@ -66,6 +68,17 @@ class NetSettings:
     def control_path(self) -> Path:
         """The control socket."""
         return self.control or socket_path(self.name)
+
+    def captures(self) -> Captures | None:
+        """The captures of an instance, or None.  Raises ConfigError."""
+        from vpnkit.net.captures import Captures
+
+        if not self.capture:
+            return None
+        captures = Captures()
+        if self.ring_file is not None:
+            captures.keep(self.ring_file)
+        return captures
 
     @property
     def socket_paths(self) -> list[Path]:
@@ -258,6 +271,12 @@ OPTIONS: Final = (
     ),
     *LEASE_OPTIONS,
     click.option("--no-capture", is_flag=True, help="Keep no packets in memory, and let nobody capture any."),
+    click.option(
+        "--ring-file",
+        metavar="DIR",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Keep the captures' rings in this directory, too, across restarts.",
+    ),
     click.option("--isolate", is_flag=True, help="Guests may not speak to each other."),
     click.option("--name", metavar="NAME", default="default", show_default=True, help="The name of this instance."),
     click.option(
@@ -347,6 +366,7 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         nat64=options["nat64"],
         isolate=options["isolate"],
         capture=not options["no_capture"],
+        ring_file=options["ring_file"],
         leasing=leases_from(options),
         ipv6=options["ipv6"],
         name=check_name(options["name"]),
@@ -356,6 +376,8 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         log_level=options["log_level"],
         log_json=options["log_json"],
     )
+    if settings.ring_file is not None and not settings.capture:
+        raise ConfigError("--ring-file keeps captures, and --no-capture makes none: only one of them can be meant")
     if settings.control is not None and not settings.control.name:
         raise ConfigError(f"--control {settings.control} is not the path of a socket")
     check_length(settings.control_path)

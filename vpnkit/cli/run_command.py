@@ -54,7 +54,6 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
         )
 
     def behaviour() -> NetworkOptions:
-        from vpnkit.net.captures import Captures
         from vpnkit.net.network import NetworkOptions
 
         return NetworkOptions(
@@ -71,7 +70,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
             leasing=settings.leasing,
             ipv6=settings.ipv6,
             nat64=settings.nat64,
-            captures=Captures() if settings.capture else None,
+            captures=settings.captures(),
         )
 
     from vpnkit.cli.run import run

@@ -31,7 +31,6 @@ from vpnkit.control.p9.server import serve_p9
 from vpnkit.control.p9.tree import instance_tree
 from vpnkit.control.serving import start_control
 from vpnkit.errors import VpnkitError
-from vpnkit.net.captures import Captures
 from vpnkit.net.network import Network, NetworkOptions
 from vpnkit.wire.checksum import enable_fast_sums
 
@@ -97,7 +96,7 @@ def serve(
         ipv6=settings.ipv6,
         nat64=settings.nat64,
         isolate=settings.isolate,
-        captures=Captures() if settings.capture else None,
+        captures=settings.captures(),
         connect_mtu=mtu or DEFAULT_MTU[Kind.STDIO],
     )
     if any(spec.kind is not Kind.TAP for spec in links):

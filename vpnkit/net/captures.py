@@ -21,10 +21,12 @@ from pcap.ring import KIB, OVERHEAD, Direction, Ring, Rule
 from pcap.rules import default_rules
 from tapdev.wrappers import Tee
 from vpnkit.errors import VpnkitError
+from vpnkit.net.capture_files import CaptureFiles
 from vpnkit.net.capture_report import DIRECTIONS, AuditReport, CaptureReport, CaptureRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from pcap.predicates import Predicate
     from tapdev.link import Link
@@ -67,6 +69,17 @@ class Captures:
         self._audit: deque[AuditReport] = deque(maxlen=MAX_AUDIT)
         self._learnt = 0  # number of the first packet of DNS that nobody learnt from
         self._name_ring: NameRing | None = None
+        self._warned: set[str] = set()
+        self.files: CaptureFiles | None = None
+
+    def keep(self, directory: Path) -> None:
+        """Keep the rings in files of `directory`, and begin with what is there.  Raises ConfigError."""
+        self.files = CaptureFiles(self, directory)
+
+    def warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            log.warning("%s", message)
 
     def wrap(self, link: Link, name: str) -> Tee:
         """`link`, with its frames shown to the rules."""
@@ -99,7 +112,7 @@ class Captures:
         """Begin to keep.  Raises CaptureError, and FilterError."""
         if not NAME.fullmatch(wanted.name):
             raise CaptureError(f"capture name {wanted.name!r} is wrong: up to 63 letters, digits, '.', '_', '-'")
-        if wanted.name in self.capture.rings:
+        if wanted.name.removesuffix(SUFFIX) in {name.removesuffix(SUFFIX) for name in self.capture.rings}:
             raise CaptureExists(f"there is a capture named {wanted.name} already")
         if not 1 <= wanted.snaplen <= MAX_SNAPLEN:
             raise CaptureError(f"snaplen {wanted.snaplen} is wrong: 1 to {MAX_SNAPLEN} octets")

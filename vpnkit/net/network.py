@@ -141,6 +141,8 @@ class Network:
             if self._memory is not None:
                 await nursery.start(self._memory.run)
             await nursery.start(self.dns.run)
+            if self.options.captures is not None and self.options.captures.files is not None:
+                nursery.start_soon(self.options.captures.files.run)
             task_status.started()
             await self.ipv6.watch()
 

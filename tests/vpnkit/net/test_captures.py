@@ -211,6 +211,7 @@ def test_reports():
         (CaptureRequest("../x", ""), CaptureError, "capture name '../x' is wrong"),
         (CaptureRequest("x", "tcp prot"), FilterError, "column 5"),
         (CaptureRequest("dns.pcap", ""), CaptureExists, "there is a capture named dns.pcap already"),
+        (CaptureRequest("dns", ""), CaptureExists, "there is a capture named dns already"),
         (CaptureRequest("x", "", 0), CaptureError, "snaplen 0 is wrong"),
         (CaptureRequest("x", "", 1500, 1500), CaptureError, "one packet"),
         (CaptureRequest("x", "", 1500, MAX_RING + 1), CaptureError, "ring"),
