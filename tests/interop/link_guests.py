@@ -325,13 +325,13 @@ def exchange(connection: socket.socket, size: int, seed: int) -> None:
     sender.join()
 
 
-def download(guest: LinkGuest, port: int, size: int, address: str = ALIAS) -> None:
+def download(guest: LinkGuest | Namespace, port: int, size: int, address: str = ALIAS) -> None:
     """Fetch `size` octets of a WebServer with curl, and look whether they are right."""
     done = guest.run("sh", "-ec", f"curl -sSf http://{address}:{port}/bytes/{size} | sha256sum", timeout=100)
     assert done.split()[0] == digest_of(stream(size))
 
 
-def upload(guest: LinkGuest, port: int, path: Path, address: str = ALIAS, copies: int = 1) -> None:
+def upload(guest: LinkGuest | Namespace, port: int, path: Path, address: str = ALIAS, copies: int = 1) -> None:
     """Send `copies` of the file to a WebServer with curl, and look whether they arrived."""
     words = f"cat {f'{path} ' * copies}| curl -sSf -T - -H Expect: http://{address}:{port}/up"
     assert guest.run("sh", "-ec", words, timeout=100) == hashlib.sha256(path.read_bytes() * copies).hexdigest()
