@@ -1,4 +1,4 @@
-"""What the gateway itself answers to one guest: DHCP for both IPs, and DNS over UDP and TCP."""
+"""What the gateway itself answers to one guest: DHCP for both IPs, DNS over UDP and TCP, and the time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import trio
 
 from vpnkit.net.offers import Offers
 from vpnkit.net.policy import Service
-from vpnkit.wire import dhcpv6, ipv6
+from vpnkit.services.ntp import NtpService
+from vpnkit.wire import dhcpv6, ipv6, ntp
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -34,6 +35,7 @@ class Gateway:
         self.dns: DnsService | None = None  # set by whoever made the guest: it needs his poller
         self.dhcpv6_service: Dhcpv6Service | None = None  # likewise; None where the plan has no IPv6
         self.on_lease: Callable[[Guest, bytes, bytes], None] = lambda guest, ip, mac: None  # likewise
+        self.ntp = NtpService()
         self.more: Mapping[Service, StreamService] = {}  # likewise
         self._guest = guest
         self._dhcp = dhcp
@@ -102,6 +104,14 @@ class Gateway:
 
         if self.dns is not None:
             self.dns.query(bytes(query), source, reply)
+
+    def ntp_query(self, source: bytes, port: int, mac: bytes, query: memoryview, asked: bytes) -> None:
+        """A datagram to port 123 of our address `asked`, which answers."""
+        answer = self.ntp.datagram(query, self._guest.now())
+        if answer is None:
+            self._guest.count("ntp_ignored")
+            return
+        self._guest.udp.send(asked, ntp.PORT, source, port, mac, (answer,))
 
     def serves(self, service: Service) -> bool:
         """Whether there is somebody to have a connection to `service`."""

@@ -41,7 +41,7 @@ def dhcp_config(plan: Plan, options: LeaseOptions | None = None) -> DhcpConfig:
         mtu=plan.mtu,
         domain=plan.domain,
         search=plan.search,
-        ntp=tuple(server.packed for server in options.ntp),
+        ntp=(*(server.packed for server in options.ntp), gateway),
         next_server=None if options.next_server is None else options.next_server.packed,
         boot_file=options.boot_file,
     )
@@ -67,6 +67,7 @@ def dhcpv6_server(plan: Plan, lan: Lan) -> Dhcpv6Server | None:
         server_mac=plan.server_mac,
         dns=(plan.gateway6.packed,),
         search=plan.search or ((plan.domain,) if plan.domain else ()),
+        ntp=(plan.gateway6.packed,),
     )
     server = Dhcpv6Server(config)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vpnkit.net.plan import Plan
 
 DNS_PORT: Final = 53
+NTP_PORT: Final = 123
 API_PORT: Final = 80
 DHCP_SERVER_PORT: Final = 67
 DHCPV6_SERVER_PORT: Final = 547
@@ -38,6 +39,7 @@ class Service(Enum):
     DNS = auto()
     DHCP = auto()
     DHCPV6 = auto()
+    NTP = auto()
     ECHO = auto()
     API = auto()  # gvproxy's, for guests
 
@@ -113,6 +115,8 @@ def _gateway(protocol: Protocol, port: int, dhcp_port: int, dhcp: Service, plan:
         return Service.DNS
     if protocol is Protocol.UDP and port == dhcp_port:
         return dhcp
+    if protocol is Protocol.UDP and port == NTP_PORT:
+        return Service.NTP
     if protocol is Protocol.TCP and port == API_PORT and plan.gateway_api:
         return Service.API
     return Refuse.CLOSED

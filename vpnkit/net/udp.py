@@ -155,11 +155,12 @@ class UdpTable:
         gso_size: int,
     ) -> None:
         guest = self.guest
-        if aim is Service.DNS and source_port:
+        if aim in (Service.DNS, Service.NTP) and source_port:
+            asked = guest.gateway.dns_query if aim is Service.DNS else guest.gateway.ntp_query
             size = gso_size or max(len(payload), 1)
             for start in range(0, min(len(payload), size * MAX_SUPER_FRAME), size):
                 query = payload[start : start + size]
-                guest.gateway.dns_query(packet.source, source_port, source_mac, query, packet.destination)
+                asked(packet.source, source_port, source_mac, query, packet.destination)
         elif aim is Service.DHCP:
             guest.gateway.dhcp(packet.source, source_mac, payload)
         elif aim is Service.DHCPV6 and not isinstance(packet, ipv4.Ipv4Packet):

@@ -36,6 +36,7 @@ MAX_WISHES: Final = 2  # addresses of one association; the others are not spoken
 MAX_PROBES: Final = 4096  # addresses that are tried for a new client: more than guests have claimed, unless they attack
 DECLINE_SECONDS: Final = 600.0
 RETRY: Final = (60).to_bytes(4, "big")  # SOL_MAX_RT and INF_MAX_RT: the least of section 21.24, for when we come back
+NTP_ADDRESS: Final = 1  # the suboption with a server's address, RFC 5908 section 4.1
 MAX_REPLY: Final = 1232  # octets: what fits into the least MTU of IPv6
 
 Key: TypeAlias = tuple[bytes, bytes, bytes]  # DUID, IAID, and the MAC address where two clients have the same two
@@ -54,6 +55,7 @@ class Dhcpv6Config:
     server_mac: bytes
     dns: tuple[bytes, ...] = ()
     search: tuple[str, ...] = ()
+    ntp: tuple[bytes, ...] = ()
     lease: int = 86400
 
 
@@ -322,7 +324,12 @@ class Dhcpv6Server:
         """Add what everybody should know, asked for or not, and what only those are told who ask."""
         room = MAX_REPLY - len(reply.encode()) - 8  # for an option of the caller
         limits = [(code, RETRY) for code in (dhcpv6.SOL_MAX_RT, dhcpv6.INF_MAX_RT) if message.requests(code)]
-        for code, value in self._told + limits:
+        times = [
+            (dhcpv6.NTP_SERVER, dhcpv6.encode_options([(NTP_ADDRESS, server)]))  # each in an option of its own
+            for server in self.config.ntp
+            if message.requests(dhcpv6.NTP_SERVER)
+        ]
+        for code, value in self._told + limits + times:
             room -= 4 + len(value)
             if room < 0:
                 self.shortened += 1

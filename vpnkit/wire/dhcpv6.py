@@ -39,7 +39,7 @@ INFORMATION_REQUEST: Final = 11
 RELAY_FORW: Final = 12
 RELAY_REPL: Final = 13
 
-# RFC 8415 section 21, RFC 3646 (23, 24), RFC 4704 (39)
+# RFC 8415 section 21, RFC 3646 (23, 24), RFC 4704 (39), RFC 5908 (56)
 CLIENTID: Final = 1
 SERVERID: Final = 2
 IA_NA: Final = 3
@@ -54,6 +54,7 @@ DNS_SERVERS: Final = 23
 DOMAIN_LIST: Final = 24
 IA_PD: Final = 25
 CLIENT_FQDN: Final = 39
+NTP_SERVER: Final = 56
 SOL_MAX_RT: Final = 82
 INF_MAX_RT: Final = 83
 ASSOCIATIONS: Final = frozenset({IA_NA, IA_TA, IA_PD})

@@ -38,7 +38,9 @@ def test_a_boot_file():
 def test_time_servers():
     options = LeaseOptions(ntp=(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")))
     offer = told(DhcpService(DhcpServer(dhcp_config(Plan(), options))))
-    assert offer.options[dhcp.NTP_SERVER] == bytes((10, 0, 0, 1, 10, 0, 0, 2))
+    assert offer.options[dhcp.NTP_SERVER] == bytes((10, 0, 0, 1, 10, 0, 0, 2, 192, 168, 65, 1))
+    offer = told(DhcpService(DhcpServer(dhcp_config(Plan()))))
+    assert offer.options[dhcp.NTP_SERVER] == bytes((192, 168, 65, 1))
 
 
 def test_a_static_lease_outside_of_the_pool():

@@ -292,6 +292,16 @@ def test_information(server):
     assert told(server.receive(said, MAC, 0.0, multicast=True)).get(dhcpv6.CLIENTID) == DUID
 
 
+def test_time_servers_are_for_those_who_ask():
+    """RFC 5908 section 4."""
+    server = make(ntp=(GATEWAY,))
+    said = message(dhcpv6.INFORMATION_REQUEST, (dhcpv6.ORO, b"\0\x38"), duid=None)
+    reply = told(server.receive(said, MAC, 0.0, multicast=True))
+    assert reply.get(dhcpv6.NTP_SERVER) == b"\0\1\0\x10" + GATEWAY
+    said = message(dhcpv6.INFORMATION_REQUEST, duid=None)
+    assert told(server.receive(said, MAC, 0.0, multicast=True)).get(dhcpv6.NTP_SERVER) is None
+
+
 @pytest.mark.requirement("RFC3646 3")
 def test_search_list():
     server = make(search=("one.example", "two.example"))
