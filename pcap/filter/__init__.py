@@ -12,7 +12,8 @@ what is behind them.  Ours besides: `name PATTERN`, flows to addresses that DNS 
 
 from __future__ import annotations
 
+from pcap.errors import FilterError
 from pcap.filter.code import Names, compile_filter
-from pcap.filter.lexer import MAX_TEXT, FilterError
+from pcap.filter.lexer import MAX_TEXT
 
 __all__ = ["MAX_TEXT", "FilterError", "Names", "compile_filter"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from pcap.filter.lexer import FilterError
+from pcap.errors import FilterError
 from pcap.filter.nodes import (
     ARP,
     IPV4,

@@ -7,6 +7,8 @@ from enum import Enum, auto
 from ipaddress import AddressValueError, IPv6Address
 from typing import Final, NamedTuple
 
+from pcap.errors import FilterError
+
 MAX_TEXT: Final = 4096  # characters of a filter
 
 KEYWORDS: Final = frozenset({
@@ -26,21 +28,6 @@ NUMBER: Final = re.compile(r"0[xX][0-9A-Fa-f]+|[0-9]+")
 DOTTED: Final = re.compile(r"[0-9]+(?:\.[0-9]+){1,3}")
 MAC: Final = re.compile(r"[0-9A-Fa-f]{1,2}(?:([:.-])[0-9A-Fa-f]{1,2})(?:\1[0-9A-Fa-f]{1,2}){4}")
 PATTERN: Final = re.compile(r"[^\s()]+")
-
-
-class FilterError(ValueError):
-    """A text is no filter: what is wrong with it, and where."""
-
-    def __init__(self, message: str, text: str, column: int) -> None:
-        super().__init__(f"column {column}: {message}")
-        self.message = message
-        self.text = text
-        self.column = column  # of the first character that is wrong; the first of all is 1
-
-    def explain(self) -> str:
-        """Three lines: the text, a caret under the place, what is wrong."""
-        line = "".join(c if c.isprintable() else " " for c in self.text)
-        return f"{line}\n{' ' * (self.column - 1)}^\n{self.message}"
 
 
 class Kind(Enum):

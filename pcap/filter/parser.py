@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pcap.errors import FilterError
 from pcap.filter import values
-from pcap.filter.lexer import FilterError, Kind, Token, tokens
+from pcap.filter.lexer import Kind, Token, tokens
 from pcap.filter.nodes import (
     And,
     Arithmetic,

@@ -6,7 +6,8 @@ import re
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Final
 
-from pcap.filter.lexer import FilterError, Kind, Token
+from pcap.errors import FilterError
+from pcap.filter.lexer import Kind, Token
 from pcap.filter.nodes import (
     ARP,
     IPV4,

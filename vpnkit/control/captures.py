@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from pcap.filter import FilterError
+from pcap.errors import FilterError
 from vpnkit.control.message import HttpError, Stream, json_response
 from vpnkit.control.routes import Argument, Route
-from vpnkit.net.capture_reading import read_ring, writer_for
 from vpnkit.net.capture_report import AuditReport, CaptureReport, CaptureRequest
 from vpnkit.net.captures import MAX_SNAPLEN, CaptureError, CaptureExists, NoCapture
 
@@ -128,6 +127,8 @@ class CaptureHandlers:
         return json_response(self._captures.audit())
 
     async def read(self, request: Request) -> Stream:
+        from vpnkit.net.capture_reading import read_ring, writer_for  # here, or every start pays for it
+
         captures = self._captures
         arguments = request.arguments()
         form, follow = _format(arguments), _flag(arguments, FOLLOW)
@@ -143,6 +144,8 @@ class CaptureHandlers:
         return Stream(writer.content_type, produce)
 
     async def follow(self, request: Request) -> Stream:
+        from vpnkit.net.capture_reading import read_ring, writer_for
+
         captures = self._captures
         arguments = request.arguments()
         form, private = _format(arguments), _flag(arguments, PRIVATE)

@@ -14,14 +14,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from pcap.capture import Capture, make_ring
-from pcap.filter import compile_filter
 from pcap.names import NameBook, NameRing
 from pcap.predicates import udp
 from pcap.ring import KIB, OVERHEAD, Direction, Ring, Rule
 from pcap.rules import default_rules
 from tapdev.wrappers import Tee
 from vpnkit.errors import VpnkitError
-from vpnkit.net.capture_files import CaptureFiles
 from vpnkit.net.capture_report import DIRECTIONS, AuditReport, CaptureReport, CaptureRequest
 
 if TYPE_CHECKING:
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 
     from pcap.predicates import Predicate
     from tapdev.link import Link
+    from vpnkit.net.capture_files import CaptureFiles
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +73,8 @@ class Captures:
 
     def keep(self, directory: Path) -> None:
         """Keep the rings in files of `directory`, and begin with what is there.  Raises ConfigError."""
+        from vpnkit.net.capture_files import CaptureFiles
+
         self.files = CaptureFiles(self, directory)
 
     def warn_once(self, message: str) -> None:
@@ -100,6 +101,7 @@ class Captures:
 
     def predicate(self, text: str) -> Predicate:
         """The filter `text`.  Raises FilterError."""
+
         predicate = compile_filter(text, self.names)
         if self._name_ring is None and MENTIONS_NAMES.search(text):
             self.learn_names()
