@@ -101,6 +101,7 @@ class Captures:
 
     def predicate(self, text: str) -> Predicate:
         """The filter `text`.  Raises FilterError."""
+        from pcap.filter import compile_filter  # half of what captures take to import, and mostly not needed
 
         predicate = compile_filter(text, self.names)
         if self._name_ring is None and MENTIONS_NAMES.search(text):
