@@ -55,6 +55,7 @@ class Lookup:
     """One question under way.  `message` is what servers get: the client's, under an id of ours."""
 
     key: bytes
+    question: bytes  # its name in lower case, type and class
     query: Query
     message: bytes
     ident: int
@@ -220,7 +221,7 @@ class Forwarder:
         ident = self._rng.getrandbits(16)
         self.counters.started += 1
         waiters = [] if reply is None else [(query, reply)]
-        lookup = Lookup(key, query, dns.with_ident(message, ident), ident, choice, now, waiters, stream)
+        lookup = Lookup(key, question, query, dns.with_ident(message, ident), ident, choice, now, waiters, stream)
         self._pending[key] = lookup
         return lookup
 
@@ -292,10 +293,9 @@ class Forwarder:
         if self._pending.pop(lookup.key, None) is None:
             return []
         lookup.deadline = lookup.attempt_ends = lookup.stale_at = NEVER
-        question = lookup.query.name + lookup.query.question[-4:]
-        twins = self._twins.pop(question) - 1
+        twins = self._twins.pop(lookup.question) - 1
         if twins:
-            self._twins[question] = twins
+            self._twins[lookup.question] = twins
         if answer is None:
             answer = lookup.best
         if answer is None:

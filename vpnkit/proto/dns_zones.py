@@ -75,6 +75,9 @@ class Zones:
         self._zones: list[_Compiled] = []
         self._changed = changed
 
+    def __bool__(self) -> bool:
+        return bool(self._zones)
+
     def list(self) -> list[Zone]:
         """The zones in the order in which they are asked."""
         return [compiled.zone for compiled in self._zones]
@@ -112,7 +115,7 @@ class Zones:
 
     def answer(self, query: Query) -> bytes | None:
         """Our answer, or None when the name is in no zone."""
-        if not self._zones or query.qclass not in (dns.IN, dns.ANY):
+        if query.qclass not in (dns.IN, dns.ANY):
             return None
         for known in self._zones:
             prefix = _prefix(query.name, known.suffix)

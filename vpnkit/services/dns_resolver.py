@@ -107,9 +107,9 @@ class Resolver:
     def answer(self, query: Query, client_ip: bytes) -> bytes | None:
         """The answer to the client at `client_ip` of what is known here, or None."""
         found = self.names.answer(query, client_ip)
-        if found is None:
+        if found is None and self.zones:
             found = self.zones.answer(query)
-        if found is None:
+        if found is None and self.hosts:
             found = self.hosts.names.answer(query, client_ip)
         return found
 

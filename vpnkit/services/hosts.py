@@ -42,6 +42,9 @@ class Hosts:
         self.names = LocalNames(is_partial=True)
         self.skipped = 0  # names that are none
 
+    def __bool__(self) -> bool:
+        return bool(self._files)
+
     def look(self) -> bool:
         """Read what changed; whether anything did."""
         any_news = False
