@@ -1,4 +1,4 @@
-"""Guests with the network stack of this kernel that have IPv6, and some that have nothing else, on a host that has both.
+"""Guests with the network stack of this kernel that have IPv6, and some that have nothing else; the host has both.
 
 One comes by QEMU's framing, where no checksum and no cut of a segment is left to anybody, and has no IPv4; one is
 `vpnkit run`'s, whose TAP device can do all that the kernel knows.
@@ -210,7 +210,7 @@ def test_a_closed_port_is_refused_at_once(either):
 
 def test_nobody_there(lab6, either):
     """The network says that there is no way, and the guest hears it at once."""
-    with pytest.raises(OSError, match="unreachable|No route"):
+    with pytest.raises(OSError, match=r"unreachable|No route"):
         either.namespace.connect("2001:db8:77::1", 80)
     assert "Destination unreachable" in either.namespace.run("sh", "-c", "ping -6 -c1 -W5 2001:db8:77::1 || true")
 
@@ -294,14 +294,16 @@ def test_status_flows_and_guests(lab6, instance, only6):
     assert (status["prefix6"], status["gateway6"], status["host6"]) == (PREFIX6, GATEWAY6, ALIAS6)
     assert f"ipv6 {PREFIX6}, gateway {GATEWAY6}, host {ALIAS6}\n" in re.sub(" +", " ", instance.command("status"))
     [address] = only6.addresses()
-    with Server(lab6.remote.listen(REMOTE6), echo) as server:
-        with only6.namespace.connect(REMOTE6, server.port) as client:
-            place = f"[{REMOTE6}]:{server.port}"
-            [flow] = [flow for flow in instance.ask("flows") if flow["remote"] == place]
-            assert flow["guest"] == f"[{address}]:{client.getsockname()[1]}"
-            assert flow["host"] == place
-            assert (flow["protocol"], flow["direction"], flow["state"]) == ("tcp", "out", "ESTABLISHED")
-            assert place in instance.command("flows")
+    with (
+        Server(lab6.remote.listen(REMOTE6), echo) as server,
+        only6.namespace.connect(REMOTE6, server.port) as client,
+    ):
+        place = f"[{REMOTE6}]:{server.port}"
+        [flow] = [flow for flow in instance.ask("flows") if flow["remote"] == place]
+        assert flow["guest"] == f"[{address}]:{client.getsockname()[1]}"
+        assert flow["host"] == place
+        assert (flow["protocol"], flow["direction"], flow["state"]) == ("tcp", "out", "ESTABLISHED")
+        assert place in instance.command("flows")
     [guest] = instance.ask("guests")
     assert guest["ip"] is None
     assert {address, *only6.addresses("link")} == set(guest["addresses"])
@@ -339,8 +341,10 @@ def test_run_curl_by_ipv6(lab6, web6, user):
 
 def test_a_guest_of_both_has_both(lab6, inside, web6):
     """The alias is this host's loopback of the family by which it is called."""
-    with Server(lab6.host.listen("127.0.0.1"), lambda made: made.sendall(b"by IPv4")) as server:
-        with inside.connect(server.port, ALIAS) as client:
-            assert client.recv(100) == b"by IPv4"
+    with (
+        Server(lab6.host.listen("127.0.0.1"), lambda made: made.sendall(b"by IPv4")) as server,
+        inside.connect(server.port, ALIAS) as client,
+    ):
+        assert client.recv(100) == b"by IPv4"
     done = inside.run("sh", "-c", f"curl -sSf http://[{ALIAS6}]:{web6.port}/bytes/1000 | sha256sum")
     assert done.stdout.split()[0] == digest_of(stream(1000))
