@@ -7,7 +7,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["vpnkit", "tapdev"]):
+with atheris.instrument_imports(include=["vpnkit", "tapdev", "portfwd"]):
     target = importlib.import_module(f"tests.fuzz.targets.{sys.argv[1]}")
 
 from tests.fuzz.victim import run  # only now: what it imports is instrumented
