@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.interop.guest_tools import Server, echo
+from tests.interop.link_guests import WAYS, LinkGuest, exchange, serving
 from tests.tapdev.guests import environment, eventually
 
 pytestmark = [pytest.mark.program("tshark", "capinfos", "tcpdump", "curl")]
@@ -214,3 +216,22 @@ def test_no_capture_is_honoured(directory):
         done = subprocess.run(made.capture("list"), capture_output=True, text=True, timeout=30)
         assert done.returncode == 1
         assert "captures are off in this instance (--no-capture)" in done.stderr
+
+
+@pytest.mark.program("cc", "udhcpc")
+@pytest.mark.parametrize("way", ["qemu", "krun-qemu", pytest.param("vmnet", marks=pytest.mark.slow)])
+def test_nobody_complains_about_a_stream(lab, peer_program, lease_script, tmp_path, way):
+    """krun-qemu sends partial checksums and super-frames without a word about it."""
+    with serving(lab.host, [WAYS[way].url.replace("{n}", "1")]) as instance:
+        peer = LinkGuest(peer_program, instance, WAYS[way])
+        try:
+            peer.dhcp(lease_script)
+            instance.command("capture", "add", "whole", "ip", "--snaplen", "65549", "--ring", "16m")
+            with Server(lab.host.listen(), echo) as server, peer.connect(server.port) as connection:
+                exchange(connection, 1 << 20, 1)
+            for name in ("all", "whole"):
+                file = tmp_path / f"{name}.pcapng"
+                instance.command("capture", "read", name, "-o", str(file))
+                assert check(file) > 50
+        finally:
+            peer.close()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from pcap.ring import Direction
 from vpnkit.errors import WireError
 from vpnkit.wire import ipv4, tcp, udp
-from vpnkit.wire.offload import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, complete_checksum, locate, segments
+from vpnkit.wire.offload import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, complete_checksum, is_partial, locate, segments
 
 if TYPE_CHECKING:
     from pcap.ring import Packet
@@ -24,11 +25,19 @@ def ordinary(packet: Packet) -> list[Packet]:
         cut = _cut(packet)
         if cut:
             return cut
-    elif packet.checksum_partial and len(packet.data) == packet.length:
+    elif len(packet.data) == packet.length and (packet.checksum_partial or _is_silently_partial(packet)):
         completed = complete_checksum(packet.data)
         if completed is not None:
             return [packet._replace(data=bytes(completed), gso_size=0, checksum_partial=False)]
     return [packet]
+
+
+def _is_silently_partial(packet: Packet) -> bool:
+    """Some guests leave checksums to us on links that have no word for it: see wire/offload.py."""
+    if packet.direction != Direction.IN:
+        return False
+    at = locate(packet.data)
+    return at is not None and is_partial(packet.data, at)
 
 
 def _cut(packet: Packet) -> list[Packet]:

@@ -81,6 +81,15 @@ def test_a_partial_checksum_is_completed(version):
     assert not whole.checksum_partial
 
 
+@pytest.mark.program("tshark")
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_partial_checksum_that_nobody_told_of_is_completed(version):
+    packet = super_frame(version, "tcp")._replace(gso_size=0, checksum_partial=False)
+    assert complaints([packet])
+    assert not complaints(ordinary(packet))
+    assert ordinary(packet._replace(direction=Direction.OUT))[0].data == packet.data
+
+
 def test_what_was_not_captured_whole_keeps_its_checksum():
     packet = super_frame(4, "tcp", captured=100)._replace(gso_size=0)
     assert ordinary(packet) == [packet]
