@@ -26,6 +26,7 @@ SECONDS = 15.0  # for what is looked at every few seconds, and then made and pro
 AT_ONCE = 5.0  # seconds: on a busy machine; who waits for a time-out waits much longer
 GLOBAL = "2001:db8:65::/64"  # a prefix by which guests prefer IPv6 (RFC 6724: a ULA comes after IPv4)
 NAT64 = "64:ff9b::"
+IPV6_RECVERR = 25  # linux/in6.h
 
 
 class Names(NameServer):
@@ -180,6 +181,7 @@ def test_what_it_is_told_of_ipv6_that_is_not_there(promised):
     assert "Destination unreachable" in done.stdout
     with promised.namespace.socket(socket.SOCK_DGRAM, socket.AF_INET6) as made:
         made.settimeout(5)
+        made.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)  # else Linux keeps "no route" to itself
         made.connect((REMOTE6, 9))
         made.send(b"x")
         with pytest.raises(OSError, match=r"unreachable"):
