@@ -1,7 +1,7 @@
 """Links made of links: `Tee` for captures, `Impair` for tests.
 
-A wrapper is a Link that holds a Link.  After each `receive` it takes over what the inner link says of that frame, so
-that a burst loop cannot tell the difference.  Statistics are the inner link's own.
+A wrapper is a Link that holds a Link, and says of a frame what the inner link says of it, so that a burst loop cannot
+tell the difference.  Statistics are the inner link's own.
 """
 
 from __future__ import annotations
@@ -44,38 +44,46 @@ class Tap(Protocol):
 class Tee:
     """Shows every frame that crosses `link` to `tap`.
 
-    `tap` may be changed at any time; without one a frame costs one more call (0.2 us).  What the link refused is not
-    shown; it will be when it is sent again.
+    `tap` may be changed at any time.  What the link refused is not shown; it will be when it is sent again.  A burst
+    loop looks in vain more often than not, so that is made cheap: `receive` is a function that knows what it needs
+    (0.03 us more than the link's own, where a method costs 0.1).
     """
 
     def __init__(self, link: Link, tap: Tap | None = None) -> None:
         self.tap = tap
         self.capabilities = link.capabilities
         self.statistics = link.statistics
-        self.gso_type = 0
-        self.gso_size = 0
-        self.checksum_partial = False
         self._link = link
-        self._receive = link.receive
         self._send = link.send
         self.hold = link.hold
         self.release = link.release
         self.wait_readable = link.wait_readable
         self.wait_writable = link.wait_writable
         self.close = link.close
+        receive_inner = link.receive
 
-    def receive(self) -> memoryview | None:
-        frame = self._receive()
-        if frame is not None:
-            link = self._link
-            self.gso_type = gso_type = link.gso_type
-            if gso_type:
-                self.gso_size = link.gso_size
-            self.checksum_partial = checksum_partial = link.checksum_partial
-            tap = self.tap
-            if tap is not None:
-                tap((frame,), IN, gso_type, self.gso_size if gso_type else 0, checksum_partial)
-        return frame
+        def receive() -> memoryview | None:
+            frame = receive_inner()
+            if frame is not None:
+                tap = self.tap
+                if tap is not None:
+                    gso_type = link.gso_type
+                    tap((frame,), IN, gso_type, link.gso_size if gso_type else 0, link.checksum_partial)
+            return frame
+
+        self.receive = receive
+
+    @property
+    def gso_type(self) -> int:
+        return self._link.gso_type
+
+    @property
+    def gso_size(self) -> int:
+        return self._link.gso_size
+
+    @property
+    def checksum_partial(self) -> bool:
+        return self._link.checksum_partial
 
     def send(
         self,
