@@ -7,6 +7,7 @@
     unix:HOST_PATH:...                                         a unix socket of the host, with any of the right sides
     ...:vsock:CID:PORT                                         a vsock port of a guest, with any of the left sides
     ...:unix:GUEST_PATH                                        a unix socket in the guest, by the forwarder there
+    ...:127.0.0.1:GUEST_PORT                                   a port of the guest's own loopback, likewise
 
 Host port 0 (or empty after an address, as docker has it) lets the system choose one.  Options follow each of them,
 `,key=value`; see `portfwd.options`.
@@ -24,10 +25,10 @@ from typing import Final, Literal, TypeAlias, cast
 
 from portfwd.options import DEFAULT, Options, SpecError, parse_options
 
-__all__ = ["Options", "Protocol", "Spec", "SpecError", "Target", "parse"]
+__all__ = ["Options", "Protocol", "Spec", "SpecError", "Target", "is_rule", "parse"]
 
 Protocol: TypeAlias = Literal["tcp", "udp"]
-Target: TypeAlias = Literal["net", "vsock", "unix"]
+Target: TypeAlias = Literal["net", "vsock", "unix", "forwarder"]
 
 PROTOCOLS: Final = ("tcp", "udp")
 FORM: Final = "[HOST_IP:]HOST_PORT:[GUEST_IP:]GUEST_PORT[/tcp|udp]"
@@ -37,6 +38,7 @@ MAX_PATH: Final = 107  # octets of sun_path without the final NUL
 
 _PORTS: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _NUMBER: Final = re.compile(r"[0-9]{1,10}")
+_RULE: Final = re.compile(r"(?:\[[^\[\]]*\]:|[0-9.]*:)?auto(?:[:,/].*)?", re.DOTALL)
 _PIECES: Final = re.compile(r"\[[^\[\]]*\]|[^:\[\]]*")
 
 
@@ -72,16 +74,16 @@ class Spec:
                 raise SpecError(f"unix socket {self.host_path} has neither address nor port")
 
     def _check_guest(self) -> None:
+        if self.guest_address is not None:
+            object.__setattr__(self, "guest_address", _normal(self.guest_address))
         target = self.target
         most = MAX_VSOCK_PORT if target == "vsock" else 65535
         if target != "unix" and not 1 <= self.guest_port <= most:
             raise SpecError(f"guest port {self.guest_port} is out of range: 1 to {most}")
-        if target != "net" and self.guest_address is not None:
+        if target in ("unix", "vsock") and self.guest_address is not None:
             raise SpecError(f"guest address {self.guest_address} and {target} exclude each other")
-        if self.guest_address is not None:
-            object.__setattr__(self, "guest_address", _normal(self.guest_address))
-            if ip_address(self.guest_address).is_unspecified:
-                raise SpecError(f"guest address {self.guest_address} is no guest; leave it out for the first guest")
+        if self.guest_address is not None and ip_address(self.guest_address).is_unspecified:
+            raise SpecError(f"guest address {self.guest_address} is no guest; leave it out for the first guest")
         if self.guest_cid is not None and not 1 <= self.guest_cid <= MAX_CID:
             raise SpecError(f"vsock CID {self.guest_cid} is out of range: 1 to {MAX_CID}, 3 is the usual first guest")
         if self.guest_path is not None:
@@ -92,7 +94,7 @@ class Spec:
     def _check_options(self) -> None:
         options = self.options
         is_udp = self.protocol == "udp"
-        if is_udp and (self.host_path is not None or self.target != "net"):
+        if is_udp and (self.host_path is not None or self.target in ("unix", "vsock")):
             raise SpecError("udp goes from a port of the host to a port of the guest; unix and vsock are streams")
         if is_udp and options.proxy:
             raise SpecError(f"proxy={options.proxy} is for tcp; source=client keeps the client's address with udp")
@@ -105,10 +107,15 @@ class Spec:
 
     @property
     def target(self) -> Target:
-        """What the guest's end is: a port of its network, a vsock port, or a unix socket."""
+        """What the guest's end is: a port of its network, a vsock port, a unix socket, or a port of its own loopback,
+        which only the forwarder there reaches."""
         if self.guest_path is not None:
             return "unix"
-        return "net" if self.guest_cid is None else "vsock"
+        if self.guest_cid is not None:
+            return "vsock"
+        if self.guest_address is not None and ip_address(self.guest_address).is_loopback:
+            return "forwarder"
+        return "net"
 
     @property
     def bare(self) -> Spec:
@@ -145,8 +152,10 @@ def parse(text: str) -> list[Spec]:
 def _parse(text: str) -> list[Spec]:
     text, comma, rest = text.partition(",")
     options = parse_options(rest) if comma else DEFAULT
-    if text == "auto":
-        raise SpecError(f"this form is not there yet; {FORM} is")
+    if is_rule(text):
+        raise SpecError(
+            "it is no forward but a rule that makes some; `vpnkit run -p` takes it, `serve --allow-agent` too"
+        )
     parts = _split(text)
     if parts[0] in PROTOCOLS:
         return [_parse_original(parts, options)]
@@ -154,6 +163,11 @@ def _parse(text: str) -> list[Spec]:
     if parts[0] == "unix" or (len(parts) > 2 and not {"unix", "vsock"}.isdisjoint(parts[1:3])):
         return [_parse_special(parts, protocol, options)]
     return _parse_ports(parts, protocol, options)
+
+
+def is_rule(text: str) -> bool:
+    """Whether it follows what listens in a guest (portfwd.auto.rules)."""
+    return _RULE.fullmatch(text) is not None
 
 
 def _parse_ports(parts: list[str], protocol: Protocol, options: Options) -> list[Spec]:

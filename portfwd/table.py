@@ -38,6 +38,7 @@ MAX_FORWARDS: Final = 4096  # sockets of listeners are descriptors, too
 _MISSING: Final = {
     "unix": "a unix socket in the guest needs the forwarder there, and none is connected",
     "vsock": "there is no vsock here",
+    "forwarder": "the guest's own loopback needs the forwarder there, and none is connected",
 }
 
 
@@ -65,8 +66,14 @@ class ForwardTable:
         self._forwards: list[Forward] = []
         self.listeners = 0  # sockets that forwards listen on
         self.relayed = 0  # connections that are open by a connector: each is two of our sockets
-        # How guests' ends that are no ports of their networks are reached.  The in-guest forwarder adds "unix".
+        # How guests' ends that are no ports of their networks are reached.
         self.connectors: dict[str, Connector] = {"vsock": connect_vsock}
+        self._forwarder: Datagrams | None = None
+
+    def use_forwarder(self, connector: Connector, datagrams: Datagrams) -> None:
+        """There is a forwarder in the guest: it leads to his unix sockets and to his own loopback."""
+        self.connectors["unix"] = self.connectors["forwarder"] = connector
+        self._forwarder = datagrams
 
     async def expose(self, spec: Spec, nursery: trio.Nursery) -> Forward:
         """Listen for `spec`, serving in `nursery`.  Raises ForwardError, and then nothing listens."""
@@ -133,7 +140,7 @@ class ForwardTable:
                 raise ForwardError(f"cannot forward {spec}: {address} is not an address that is allowed: {allowed}")
         if spec.target != "net" and spec.target not in self.connectors:
             raise ForwardError(f"cannot forward {spec}: {_MISSING[spec.target]}")
-        if spec.protocol == "udp" and self._datagrams is None:
+        if spec.protocol == "udp" and spec.target == "net" and self._datagrams is None:
             raise ForwardError(f"cannot forward {spec}: udp is not served here")
 
     def _stream(self, spec: Spec) -> StreamForward:
@@ -155,9 +162,10 @@ class ForwardTable:
         return counted
 
     def _datagram(self, spec: Spec) -> DatagramForward:
-        assert self._datagrams is not None
+        datagrams = self._datagrams if spec.target == "net" else self._forwarder
+        assert datagrams is not None
         sockets = listen_on(spec)
-        return DatagramForward(replace(spec, host_port=sockets[0].getsockname()[1]), sockets, self._datagrams)
+        return DatagramForward(replace(spec, host_port=sockets[0].getsockname()[1]), sockets, datagrams)
 
 
 def _common(spec: Spec, forward: Forward) -> str | None:

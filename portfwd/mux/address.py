@@ -1,4 +1,4 @@
-"""Where a guest's forwarder is reached, as people write it, and getting there.
+"""Where a guest's forwarder is reached, as people write it.
 
     unix:PATH                  a unix socket
     tcp:HOST:PORT              TCP, HOST an address, IPv6 in brackets
@@ -6,19 +6,17 @@
     hyperkit:DIRECTORY[:PORT]  the socket `connect` in HyperKit's directory
     fc-vsock:PATH[:PORT]       the unix socket of Firecracker's hybrid vsock, Cloud Hypervisor's, vhost-device-vsock's
 
-PORT is 62373 (0xf3a5) where it is left out: the original's.
+PORT is 62373 (0xf3a5) where it is left out: the original's.  `,handshake=no` at the end is for forwarders of before
+2019, which do not greet.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Final, Literal, TypeAlias, cast
-
-import trio
 
 from portfwd.options import SpecError
 
@@ -26,10 +24,9 @@ Kind: TypeAlias = Literal["unix", "tcp", "vsock", "hyperkit", "fc-vsock"]
 
 PORT: Final = 62373
 GUEST_CID: Final = 3  # HyperKit's guest
+OLD: Final = ",handshake=no"
 MAX_CID: Final = 2**32 - 2
 MAX_PATH: Final = 103  # octets of a sun_path, of those where it is shorter
-MAX_REPLY: Final = 32  # octets of Firecracker's "OK PORT\n"
-AF_VSOCK: Final = getattr(socket, "AF_VSOCK", None)
 FORMS: Final = "unix:PATH, tcp:HOST:PORT, vsock:CID[:PORT], hyperkit:DIRECTORY[:PORT], fc-vsock:PATH[:PORT]"
 _TCP: Final = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):([0-9]{1,5})")
 _TAIL: Final = re.compile(r"(.+?)(?::([0-9]{1,10}))?")
@@ -41,8 +38,13 @@ class ForwarderAddress:
     where: str  # a path, or an address
     port: int = PORT
     cid: int = GUEST_CID
+    handshake: bool = True
 
     def __str__(self) -> str:
+        return self._place + ("" if self.handshake else OLD)
+
+    @property
+    def _place(self) -> str:
         if self.kind == "unix":
             return f"unix:{self.where}"
         if self.kind == "vsock":
@@ -53,6 +55,8 @@ class ForwarderAddress:
 
 def parse_forwarder(text: str) -> ForwarderAddress:
     """Raises SpecError."""
+    if text.endswith(OLD):
+        return replace(parse_forwarder(text.removesuffix(OLD)), handshake=False)
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest:
         return ForwarderAddress("unix", _path(rest))
@@ -83,51 +87,3 @@ def _port(text: str | None, most: int) -> int:
     if not 1 <= port <= most:
         raise SpecError(f"forwarder: port {port} is out of range: 1 to {most}")
     return port
-
-
-async def connect(address: ForwarderAddress) -> trio.SocketStream:
-    """A stream to the forwarder.  Raises OSError."""
-    if address.kind == "tcp":
-        return await trio.open_tcp_stream(address.where, address.port)
-    if address.kind == "vsock":
-        return await _connect_vsock(address)
-    if address.kind == "hyperkit":
-        stream = await trio.open_unix_socket(os.path.join(address.where, "connect"))
-    else:
-        stream = await trio.open_unix_socket(address.where)
-    try:
-        if address.kind == "hyperkit":
-            await stream.send_all(f"{address.cid:08x}.{address.port:08x}\n".encode())
-        elif address.kind == "fc-vsock":
-            await stream.send_all(f"CONNECT {address.port}\n".encode())
-            await _confirmed(stream, address)
-    except BaseException as error:
-        await trio.aclose_forcefully(stream)
-        if isinstance(error, trio.BrokenResourceError):
-            raise OSError(f"{address}: it closed the connection") from error
-        raise
-    return stream
-
-
-async def _connect_vsock(address: ForwarderAddress) -> trio.SocketStream:
-    if AF_VSOCK is None:
-        raise OSError("this system has no AF_VSOCK")
-    made = trio.socket.socket(AF_VSOCK, socket.SOCK_STREAM)
-    try:
-        await made.connect((address.cid, address.port))
-    except BaseException:
-        made.close()
-        raise
-    return trio.SocketStream(made)
-
-
-async def _confirmed(stream: trio.SocketStream, address: ForwarderAddress) -> None:
-    """Firecracker says `OK PORT`, or closes."""
-    line = b""
-    while not line.endswith(b"\n"):
-        octet = await stream.receive_some(1)  # what follows is not ours to read yet
-        if not octet or len(line) >= MAX_REPLY:
-            raise OSError(f"{address}: nobody listens there in the guest")
-        line += octet
-    if not line.startswith(b"OK "):
-        raise OSError(f"{address}: it says {line!r}")

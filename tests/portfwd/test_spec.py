@@ -111,7 +111,7 @@ ERRORS = {
     "tcp:1.2.3.4:1:udp:1.2.3.4:1": "cannot be forwarded to 'udp'",
     "tcp:1.2.3.4:1-2:tcp:1.2.3.4:1-2": "has no ranges",
     "tcp:x:1:tcp:1.2.3.4:1": "'x' is not an IP address",
-    "auto": "not there yet",
+    "auto": "a rule that makes some",
     "unix:run:unix:run": "'run' is neither an absolute path nor one in base64",
     "unix:cnVu:unix:cnVu": "'run' is not the absolute path",
     "unix:L3Ru:unix:x": "'x' is neither an absolute path",
@@ -165,7 +165,7 @@ def usable(address: IPv4Address | IPv6Address) -> bool:
 
 
 addresses = st.ip_addresses().filter(usable)
-guests = st.none() | addresses.filter(lambda address: not address.is_unspecified).map(str)
+guests = st.none() | addresses.filter(lambda address: not (address.is_unspecified or address.is_loopback)).map(str)
 ports = st.integers(1, 65535)
 idle = st.none() | st.integers(1, 604800)
 proxies = st.sampled_from([None, "v1", "v2"])

@@ -16,10 +16,13 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from portfwd.mux.dialer import Forwarder
+from portfwd.mux.reach import connect
 from tapdev.sources import LinkError, open_source
 from tapdev.spec import DEFAULT_MTU, Kind
 from vpnkit.cli.activation import addresses, adopt, inherited_sockets
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from portfwd.mux.address import ForwarderAddress
     from tapdev.sources import Source
     from tapdev.spec import LinkSpec
     from vpnkit.cli.options import NetSettings
@@ -61,11 +65,12 @@ def serve(
     *,
     mtu: int | None = None,
     ready_fd: int | None = None,
+    forwarder: ForwarderAddress | None = None,
 ) -> int:
     """Serve until a signal, or until no link can bring a guest any more; returns the exit status.
 
-    `mtu` is for every link; None leaves it to each.  Raises what stands in the way of the start, with everything
-    closed and unlinked.
+    `mtu` is for every link; None leaves it to each.  `forwarder` is where the forwarder in the guest is.  Raises what
+    stands in the way of the start, with everything closed and unlinked.
     """
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
@@ -117,6 +122,8 @@ def serve(
                     sources.append(source)
                 listener = closing.enter_context(_listening(settings.control_path, adopted))
                 exposed = [str(forward.spec) for text in forwards for forward in await network.expose(text)]
+                if forwarder is not None:
+                    await _use_forwarder(network, forwarder, nursery)
 
                 router, control_tcp = start_control(network, nursery, closing, settings.control_tcp)
                 nursery.start_soon(serve_http, listener, router)
@@ -139,6 +146,12 @@ def serve(
 
 
 def _open(spec: LinkSpec, mtu: int | None, offload: bool, adopted: Mapping[str, int]) -> Source:
+async def _use_forwarder(network: Network, address: ForwarderAddress, nursery: trio.Nursery) -> None:
+    made = Forwarder(str(address), partial(connect, address), handshake=address.handshake)
+    await nursery.start(made.run)
+    network.forwards.use_forwarder(made.connect, made)
+
+
     try:
         return open_source(spec, mtu=mtu, offload=offload, inherited=adopted)
     except LinkError as error:

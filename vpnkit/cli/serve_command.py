@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from portfwd.mux.address import parse_forwarder
 from portfwd.spec import parse as parse_forward
 from tapdev.spec import Kind
 from tapdev.spec import parse as parse_link
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from portfwd.mux.address import ForwarderAddress
     from portfwd.spec import Spec
     from tapdev.spec import LinkSpec
 
@@ -37,6 +39,13 @@ STANDARD_DESCRIPTORS: Final = 3
     help="Forward a port of this host: [HOST_IP:]HOST_PORT:[GUEST_IP:]GUEST_PORT[/udp], or PORT, or ranges, or what "
     "`vpnkit expose --help` has; may be repeated.",
 )
+@parsed(
+    parse_forwarder,
+    "--forwarder",
+    metavar="LINK",
+    help="Where the forwarder in the guest is, for HOST_PORT:unix:GUEST_PATH and ports of his 127.0.0.1: unix:PATH, "
+    "tcp:HOST:PORT, vsock:CID[:PORT], hyperkit:DIRECTORY[:PORT] or fc-vsock:PATH[:PORT], port 62373 by default.",
+)
 @click.option(
     "--ready-fd",
     metavar="N",
@@ -44,7 +53,11 @@ STANDARD_DESCRIPTORS: Final = 3
     help="Write 1 to this descriptor, and close it, when every socket accepts.",
 )
 def serve_command(
-    links: tuple[LinkSpec, ...], publish: tuple[list[Spec], ...], ready_fd: int | None, **options: Any
+    links: tuple[LinkSpec, ...],
+    publish: tuple[list[Spec], ...],
+    forwarder: ForwarderAddress | None,
+    ready_fd: int | None,
+    **options: Any,
 ) -> int:
     """Be the network of one or more VMs.
 
@@ -85,7 +98,7 @@ def serve_command(
     from vpnkit.cli.serve import serve
 
     forwards = [str(spec) for specs in publish for spec in specs]
-    return serve(links, plan, settings, forwards, mtu=options["mtu"], ready_fd=ready_fd)
+    return serve(links, plan, settings, forwards, mtu=options["mtu"], ready_fd=ready_fd, forwarder=forwarder)
 
 
 def _check_distinct(links: Sequence[LinkSpec], control: Path, p9: Path | None) -> None:

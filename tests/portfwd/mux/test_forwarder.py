@@ -10,12 +10,13 @@ import pytest
 import trio
 import trio.testing
 
-from portfwd.connect import relay_to
+from portfwd.errors import ForwardError
 from portfwd.mux import dialer as dialer_module
 from portfwd.mux import udp
-from portfwd.mux.address import ForwarderAddress, connect, parse_forwarder
+from portfwd.mux.address import ForwarderAddress, parse_forwarder
 from portfwd.mux.dialer import Forwarder
 from portfwd.mux.forwarder import serve_host
+from portfwd.mux.reach import connect
 from portfwd.mux.wire import Data, Destination, MuxError, Open, Protocol, Window, encode, greeting
 from portfwd.options import SpecError
 from portfwd.spec import Spec, parse
@@ -46,6 +47,10 @@ async def forwarder(**options):
         await nursery.start(made.run)
         yield made
         nursery.cancel_scope.cancel()
+
+
+async def no_network(stream, spec):
+    raise AssertionError("this does not go by the guest's network")
 
 
 async def upper(stream):
@@ -87,8 +92,8 @@ async def test_a_unix_socket_in_the_guest_through_a_forward(tmp_path):
     await at.bind(path)
     at.listen()
     async with forwarder() as made, listening([trio.SocketListener(at)]), trio.open_nursery() as nursery:
-        table = ForwardTable(relay_to(made.connect))
-        table.connectors["unix"] = made.connect
+        table = ForwardTable(no_network)
+        table.use_forwarder(made.connect, made)
         [spec] = parse(f"127.0.0.1:0:unix:{path}")
         forward = await table.expose(spec, nursery)
         async with await trio.open_tcp_stream(*forward.addresses[0]) as client:
@@ -98,10 +103,24 @@ async def test_a_unix_socket_in_the_guest_through_a_forward(tmp_path):
         nursery.cancel_scope.cancel()
 
 
+async def test_his_own_loopback_through_a_forward():
+    async with forwarder() as made, listening() as (_, port), trio.open_nursery() as nursery:
+        table = ForwardTable(no_network)
+        [spec] = parse(f"tcp:127.0.0.1:0:tcp:127.0.0.1:{port}")
+        with pytest.raises(ForwardError, match="the guest's own loopback needs the forwarder there"):
+            await table.expose(spec, nursery)
+        table.use_forwarder(made.connect, made)
+        forward = await table.expose(spec, nursery)
+        async with await trio.open_tcp_stream(*forward.addresses[0]) as client:
+            await client.send_eof()
+            assert await read_all(client) == b"."
+        nursery.cancel_scope.cancel()
+
+
 async def test_nobody_listens_in_the_guest(tmp_path):
     async with forwarder() as made, trio.open_nursery() as nursery:
-        table = ForwardTable(relay_to(made.connect))
-        table.connectors["unix"] = made.connect
+        table = ForwardTable(no_network)
+        table.use_forwarder(made.connect, made)
         [spec] = parse(f"127.0.0.1:0:unix:{tmp_path}/none")
         forward = await table.expose(spec, nursery)
         async with await trio.open_tcp_stream(*forward.addresses[0]) as client:
@@ -127,8 +146,10 @@ class Echo:
 async def test_udp_has_a_channel_for_each_client():
     async with forwarder() as made, trio.open_nursery() as nursery:
         port = await nursery.start(Echo().serve)
-        table = ForwardTable(relay_to(made.connect), datagrams=made)
-        forward = await table.expose(Spec(0, port, "udp", "127.0.0.1"), nursery)
+        table = ForwardTable(no_network)
+        table.use_forwarder(made.connect, made)
+        [spec] = parse(f"127.0.0.1::127.0.0.1:{port}/udp")
+        forward = await table.expose(spec, nursery)
         clients = [trio.socket.socket(type=socket.SOCK_DGRAM) for _ in range(3)]
         for number, client in enumerate(clients):
             await client.connect(forward.addresses[0])
@@ -224,6 +245,7 @@ GOOD = {
     "unix:/run/forwarder": ForwarderAddress("unix", "/run/forwarder"),
     "tcp:127.0.0.1:5000": ForwarderAddress("tcp", "127.0.0.1", 5000),
     "tcp:[::1]:5000": ForwarderAddress("tcp", "::1", 5000),
+    "tcp:127.0.0.1:5,handshake=no": ForwarderAddress("tcp", "127.0.0.1", 5, handshake=False),
     "vsock:3": ForwarderAddress("vsock", "", 62373, 3),
     "vsock:7:4": ForwarderAddress("vsock", "", 4, 7),
     "hyperkit:/vms/0": ForwarderAddress("hyperkit", "/vms/0", 62373),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
+from portfwd.mux.address import ForwarderAddress
 from tests.tapdev.guests import environment
 from vpnkit.cli import main, vpnkit
 from vpnkit.proto.dns_upstreams import Server
@@ -57,7 +58,12 @@ def test_every_option_arrives(recorder: Recorder) -> None:
     assert (recorder.settings.isolate, recorder.settings.name) == (True, "vm")
     assert recorder.settings.dns == (Server("1.1.1.1"),)
     assert recorder.plan.mtu == 9000
-    assert recorder.more == {"mtu": 9000, "ready_fd": None}
+    assert recorder.more == {"mtu": 9000, "ready_fd": None, "forwarder": None}
+
+
+def test_a_forwarder(recorder: Recorder) -> None:
+    assert main(["serve", "--link", "stdio:", "--forwarder", "fc-vsock:/v:9,handshake=no"]) == 0
+    assert recorder.more["forwarder"] == ForwarderAddress("fc-vsock", "/v", 9, handshake=False)
 
 
 def test_without_mtu_each_link_has_its_own(recorder: Recorder) -> None:
@@ -74,6 +80,7 @@ def test_without_mtu_each_link_has_its_own(recorder: Recorder) -> None:
         (["--link", "/tmp/vm.sock"], "for example qemu:/tmp/vm.sock"),
         (["--link", "smoke:/x"], "'smoke' is none of tap, fd, qemu"),
         (["--link", "qemu:"], "the path is missing"),
+        (["--link", "qemu:/x", "--forwarder", "/x"], "forwarder '/x' is none of unix:PATH"),
         (["--link", "qemu:/x", "--link", "qemu:/x"], "--link qemu:/x is the same place as --link qemu:/x"),
         (["--link", "qemu:/x", "--link", "vmnet:/y/../x"], "--link vmnet:/y/../x is the same place as --link qemu:/x"),
         (["--link", "stdio:", "--link", "stdio:"], "is the same place as --link stdio:"),
