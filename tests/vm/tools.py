@@ -16,7 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.interop.guest_tools import ALIAS, BLOCK, Namespace, Server, digest_of, received, stream, wait_for
+from tests.interop.guest_tools import (
+    ALIAS,
+    BLOCK,
+    Namespace,
+    Server,
+    digest_of,
+    family_of,
+    received,
+    stream,
+    wait_for,
+)
 from tests.tapdev.guests import environment, eventually
 
 if TYPE_CHECKING:
@@ -228,19 +238,19 @@ def mebibytes_of(seed: str, count: int) -> Iterator[bytes]:
         yield BLOCK
 
 
-def prepare(machine: Machine, web: int) -> None:
+def prepare(machine: Machine, web: int, address: str = ALIAS) -> None:
     """Have the VM fetch what `mebibytes_of` is made of."""
     if machine.run("[ -e block ]")[0]:
-        machine.check(f"wget -q -O block http://{ALIAS}:{web}/block")
+        machine.check(f"wget -q -O block http://{in_url(address)}:{web}/block")
         machine.check(f"cat > send <<'EOF'\n{SENDER}EOF\nchmod +x send")
 
 
 class Digests:
     """Takes connections on the host; answers the end of each with the SHA-256 of what came, and remembers it."""
 
-    def __init__(self, host: Namespace) -> None:
+    def __init__(self, host: Namespace, address: str = "127.0.0.1") -> None:
         self.seen: list[str] = []
-        self._server = Server(host.listen(), self._serve)
+        self._server = Server(host.listen(address), self._serve)
         self.port = self._server.port
 
     def _serve(self, connection: socket.socket) -> None:
@@ -259,18 +269,24 @@ class Digests:
         self._server.__exit__()
 
 
-def download(machine: Machine, web: int, mebibytes: int, timeout: float = 300) -> None:
+def in_url(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def download(machine: Machine, web: int, mebibytes: int, timeout: float = 300, address: str = ALIAS) -> None:
     """From the web server of the host."""
     size = mebibytes * MEBIBYTE
-    output = machine.check(f"wget -q -O - http://{ALIAS}:{web}/bytes/{size} | sha256sum", timeout)
+    output = machine.check(f"wget -q -O - http://{in_url(address)}:{web}/bytes/{size} | sha256sum", timeout)
     assert output.split() == [digest_of(stream(size)), "-"], output
 
 
-def upload(machine: Machine, web: int, digests: Digests, mebibytes: int, timeout: float = 300) -> None:
+def upload(
+    machine: Machine, web: int, digests: Digests, mebibytes: int, timeout: float = 300, address: str = ALIAS
+) -> None:
     """To the host."""
-    prepare(machine, web)
+    prepare(machine, web, address)
     seed = secrets.token_hex(8)
-    machine.check(f"nc {ALIAS} {digests.port} -e ./send {seed} {mebibytes}", timeout)
+    machine.check(f"nc {address} {digests.port} -e ./send {seed} {mebibytes}", timeout)
     expected = digest_of(mebibytes_of(seed, mebibytes))
     wait_for(lambda: expected in digests.seen, f"the SHA-256 of {mebibytes} MiB from {machine.mac}", 30)
 
@@ -291,10 +307,10 @@ class FileServer:
 
     READ, WRITE, DATA, ACK, _, OPTIONS = range(1, 7)
 
-    def __init__(self, host: Namespace, files: dict[str, bytes]) -> None:
+    def __init__(self, host: Namespace, files: dict[str, bytes], address: str = "127.0.0.1") -> None:
         self.files = files
-        self._socket = host.socket(socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket = host.socket(socket.SOCK_DGRAM, family_of(address))
+        self._socket.bind((address, 0))
         self.port = self._socket.getsockname()[1]
         self._thread = threading.Thread(target=self._serve)
 
