@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 import trio
 from trio.testing import MockClock
 
-from tests.fuzz import frames
+from tests.fuzz import frames, frames6
 from tests.vpnkit.net.still_guest import MuteHost, MuteSocket, StillGuest
-from vpnkit.net import icmp, tcp, udp
+from vpnkit.net import icmp, lan, tcp, udp
+from vpnkit.net.leasing import dhcpv6_server
 from vpnkit.net.naming import resolver_for
 from vpnkit.net.network import NetworkOptions
 from vpnkit.net.reachability import Reachability
 from vpnkit.services import dns as dns_service
+from vpnkit.services.dhcpv6 import Dhcpv6Service
 from vpnkit.services.dns import DnsService
 
 if TYPE_CHECKING:
@@ -120,12 +122,18 @@ class Victim:
         capabilities: LinkCapabilities | None = None,
         verify_checksums: bool = False,
         queue_frames: int = 4096,
+        ipv6: str = "off",
     ) -> None:
+        """`ipv6` is what is offered of it, with DHCPv6."""
         self.clock = clock
         self.still = StillGuest(
-            nursery, verify_checksums=verify_checksums, capabilities=capabilities, queue_frames=queue_frames
+            nursery, verify_checksums=verify_checksums, capabilities=capabilities, queue_frames=queue_frames, ipv6=ipv6
         )
         self.guest = self.still.guest
+        if ipv6 != "off":
+            server = dhcpv6_server(self.guest.plan, self.guest.station.lan)
+            assert server is not None
+            self.guest.gateway.dhcpv6_service = Dhcpv6Service(server)
         self.link = self.still.link
         self.still.host = self.host = RecordingHost()
         self.guest.host = self.host  # type: ignore[assignment]
@@ -133,8 +141,8 @@ class Victim:
         self.upstream.setblocking(False)
         self.upstream.bind(("127.0.0.1", 0))
         guest = self.guest
-        server = self.upstream.getsockname()[:2]
-        options = NetworkOptions(dns=[server], rng=random.Random(5))
+        upstream = self.upstream.getsockname()[:2]
+        options = NetworkOptions(dns=[upstream], rng=random.Random(5))
         reachability = Reachability(guest.plan, self.host, "off")  # type: ignore[arg-type]
         guest.gateway.dns = DnsService(
             resolver_for(guest.plan, options, reachability),
@@ -192,6 +200,13 @@ class Victim:
             port = self._port
         return Peer(self, port, dport, iss, options)
 
+    def connect6(self, *, port: int | None = None, dport: int = 8080, iss: int = 5000, options: bytes = b"") -> Peer:
+        """The same by IPv6."""
+        if port is None:
+            self._port += 1
+            port = self._port
+        return Peer6(self, port, dport, iss, options)
+
     def received_by_host(self, size: int = 1 << 20) -> bytes:
         """What the host's end of the newest connection got."""
         got = bytearray()
@@ -224,6 +239,7 @@ class Victim:
         assert len(guest.udp.mappings) <= udp.MAX_MAPPINGS
         assert len(guest.icmp.sessions) <= icmp.MAX_SESSIONS
         assert len(guest.counters) < 80
+        assert len(guest.station.addresses) <= lan.MAX_ADDRESSES
         assert guest.gateway.dns is not None
         assert guest.gateway.dns.statistics().failed == 0
         assert guest.gateway.dns.statistics().sockets <= dns_service.MAX_SOCKETS
@@ -238,29 +254,52 @@ class Victim:
         answers = [f for f in self.feed(frames.dns(frames.dns_query(DNS_NAME))) if f[23] == 17]
         assert answers, "no answer of the name server"
         assert answers[-1].endswith(frames.packed(frames.HOST))
-        peer = self.connect()
+        self._check_peer(self.connect())
+        self._check_ipv6()
+        assert self.guest.counters["internal_error"] == 0
+
+    def _check_peer(self, peer: Peer) -> None:
         peer.say(b"still here")
         assert self.received_by_host() == b"still here"
         self.far[-1].send(b"so am I")
         assert peer.hears() == b"so am I"
         peer.say(flags=frames.RST)
-        assert self.guest.counters["internal_error"] == 0
+
+    def _check_ipv6(self) -> None:
+        """By IPv6: a neighbour's question, ping, DNS and TCP."""
+        (reply,) = [f for f in self.feed(frames6.solicitation()) if _is6(f, frames6.ICMP) and f[54] == 136]
+        assert (reply[62:78], reply[80:86]) == (frames6.GATEWAY, frames.SERVER_MAC)
+        assert [f for f in self.feed(frames6.ping(b"alive?")) if _is6(f, frames6.ICMP) and f[62:] == b"alive?"]
+        answers = [f for f in self.feed(frames6.dns(frames.dns_query(DNS_NAME))) if _is6(f, frames6.UDP)]
+        assert answers, "no answer of the name server by IPv6"
+        assert answers[-1].endswith(frames.packed(frames.HOST))
+        self._check_peer(self.connect6())
 
     def close(self) -> None:
         self.still.close()
         self.upstream.close()
 
 
+def _is6(frame: bytes, protocol: int) -> bool:
+    return frame[12:14] == b"\x86\xdd" and frame[20] == protocol
+
+
 class Peer:
     """The guest's end of one connection: as much TCP as a test needs."""
 
+    kind = b"\x08\x00"
+    protocol_at = 23
+    start = 34  # of TCP's header in a frame
+    remote: str | bytes = frames.REMOTE
+    frame = staticmethod(frames.tcp)
+
     def __init__(self, victim: Victim, port: int, dport: int, iss: int, options: bytes = b"") -> None:
         self.victim = victim
-        self.fields = {"sport": port, "dport": dport, "dst": frames.REMOTE}
+        self.fields = {"sport": port, "dport": dport, "dst": self.remote}
         self.seq = iss
         self.ack = 0
         self.got = bytearray()
-        out = victim.feed(frames.tcp(seq=self.seq, flags=frames.SYN, options=options, **self.fields))
+        out = victim.feed(self.frame(seq=self.seq, flags=frames.SYN, options=options, **self.fields))
         self.seq = self.seq + 1 & 0xFFFFFFFF
         self._take(out)
         assert self.ack, "no SYN-ACK"
@@ -268,7 +307,7 @@ class Peer:
 
     def segment(self, payload: bytes = b"", **fields: object) -> bytes:
         fields = {"seq": self.seq, "ack": self.ack, "flags": frames.ACK, **self.fields, **fields}
-        return frames.tcp(payload, **fields)
+        return self.frame(payload, **fields)
 
     def say(self, payload: bytes = b"", **fields: object) -> list[bytes]:
         """The next segment in order; returns what of this connection came back."""
@@ -290,11 +329,10 @@ class Peer:
         return bytes(self.got)
 
     def _take(self, out: list[bytes]) -> list[bytes]:
-        mine = [f for f in out if f[12:14] == b"\x08\x00" and f[23] == 6 and self._is_mine(f)]
+        mine = [f for f in out if f[12:14] == self.kind and f[self.protocol_at] == 6 and self._is_mine(f)]
         for frame in mine:
-            sequence, _, offset, flags = struct.unpack_from("!IIBB", frame, 38)
-            total = struct.unpack_from("!H", frame, 16)[0]
-            payload = frame[34 + (offset >> 4) * 4 : 14 + total]
+            sequence, _, offset, flags = struct.unpack_from("!IIBB", frame, self.start + 4)
+            payload = frame[self.start + (offset >> 4) * 4 : self._end(frame)]
             if flags & frames.SYN:
                 self.ack = sequence + 1 & 0xFFFFFFFF
             elif payload and sequence == self.ack:
@@ -303,7 +341,25 @@ class Peer:
         return mine
 
     def _is_mine(self, frame: bytes) -> bool:
-        return struct.unpack_from("!HH", frame, 34) == (self.fields["dport"], self.fields["sport"])
+        return struct.unpack_from("!HH", frame, self.start) == (self.fields["dport"], self.fields["sport"])
+
+    @staticmethod
+    def _end(frame: bytes) -> int:
+        return 14 + int(struct.unpack_from("!H", frame, 16)[0])
+
+
+class Peer6(Peer):
+    """The same by IPv6."""
+
+    kind = b"\x86\xdd"
+    protocol_at = 20
+    start = 54
+    remote = frames6.REMOTE
+    frame = staticmethod(frames6.tcp)
+
+    @staticmethod
+    def _end(frame: bytes) -> int:
+        return 54 + int(struct.unpack_from("!H", frame, 18)[0])
 
 
 @contextmanager

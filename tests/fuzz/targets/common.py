@@ -83,9 +83,9 @@ def timed(one: Callable[[bytes], None]) -> Callable[[bytes], None]:
 
 
 def on_a_victim(
-    nursery: trio.Nursery, clock: MockClock, one: Callable[[Victim, Octets], None]
+    nursery: trio.Nursery, clock: MockClock, one: Callable[[Victim, Octets], None], *, ipv6: str = "off"
 ) -> Callable[[bytes], None]:
-    """A target that talks to a whole guest."""
+    """A target that talks to a whole guest, who is offered so much of IPv6."""
     count = 0
     victim: Victim | None = None
     attack = timed(lambda data: one(victim, Octets(data)))  # type: ignore[arg-type]
@@ -95,7 +95,7 @@ def on_a_victim(
         if victim is None or count % RENEW_EVERY == 0:
             if victim is not None:
                 victim.close()
-            victim = Victim(nursery, clock)
+            victim = Victim(nursery, clock, ipv6=ipv6)
         count += 1
         attack(data)
         victim.still.output()

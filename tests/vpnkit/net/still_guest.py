@@ -14,6 +14,7 @@ from tapdev.memory import memory_link_pair
 from vpnkit.net.guest import Guest
 from vpnkit.net.leasing import dhcp_config
 from vpnkit.net.plan import Plan, guest_mac
+from vpnkit.net.reachability import Reachability
 from vpnkit.proto.dhcp import DhcpServer
 from vpnkit.services.dhcp import DhcpService
 
@@ -80,16 +81,26 @@ class StillGuest:
         verify_checksums: bool,
         capabilities: LinkCapabilities | None = None,
         queue_frames: int = 4096,
+        ipv6: str = "off",
     ) -> None:
+        """`ipv6` is what is offered of it; by itself a guest may use it always."""
         plan = Plan()
         ours, self.link = memory_link_pair(
             capabilities=capabilities or LinkCapabilities(mtu=1500), queue_frames=queue_frames
         )
         dhcp = DhcpService(DhcpServer(dhcp_config(plan)))
-        self.guest = Guest(
-            ours, plan, dhcp, random.Random(1), nursery, ip=IP_ADDRESS, mac=MAC, verify_checksums=verify_checksums
-        )
         self.host = MuteHost()
+        self.guest = Guest(
+            ours,
+            plan,
+            dhcp,
+            random.Random(1),
+            nursery,
+            ip=IP_ADDRESS,
+            mac=MAC,
+            verify_checksums=verify_checksums,
+            ipv6=Reachability(plan, self.host, ipv6),  # type: ignore[arg-type]
+        )
         self.guest.host = self.host  # type: ignore[assignment]
 
     def feed(self, *frames: bytes) -> list[bytes]:
