@@ -284,14 +284,17 @@ class SimGuest:
         self.connections[key] = connection
         connection.open()
 
-    def check_answer(self, ident: int, name: str, message: bytes) -> None:
-        """Whether `message` answers the question truly, or says that nobody could."""
+    def check_answer(self, ident: int, name: str, message: bytes, *, six: bool) -> None:
+        """Whether `message` answers the question truly, or says that nobody could.  Who asks by IPv6 need not have
+        said yet which IPv4 address he has."""
         expect = self.world.expect
         expect(len(message) >= 12 and message[:2] == struct.pack("!H", ident), "DNS", "another id")
         rcode = message[3] & 15
         expect(bool(message[2] & 0x80) and rcode in (0, 2), "DNS", f"rcode {rcode}")
         expect(question_of(message)[0] == name, "DNS", "another question")
         known = {"gateway.internal": GATEWAY, "host.internal": HOST_ALIAS, "vm.internal": self.ip_address}
+        if rcode == 0 and six and name == "vm.internal" and message[6:8] == bytes(2):
+            return
         if rcode == 0:
             expect(known.get(name, true_address(name)) in message, "DNS", f"a lie about {name}")
         else:
@@ -307,7 +310,7 @@ class SimGuest:
             world.expect(packet.source in (GATEWAY, GATEWAY6), "DNS", "from somewhere else")
             self.faults.counts["dns6"] += packet.source == GATEWAY6
             world.answered.add(packet.dport)
-            self.check_answer(*self.queries[packet.dport], packet.payload)
+            self.check_answer(*self.queries[packet.dport], packet.payload, six=packet.source == GATEWAY6)
         else:
             plan = world.udp_by_number.get(packet.dport - UDP_PORTS)
             world.expect(plan is not None, "I1 udp", f"to port {packet.dport}")

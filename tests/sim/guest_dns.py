@@ -32,4 +32,5 @@ class DnsConnection(GuestTcp):
         """What came, once it is over."""
         read = bytes(self.side.read)
         if len(read) >= 2 and len(read) >= 2 + int.from_bytes(read[:2], "big"):
-            self.stack.check_answer(self.ident, self.name, read[2 : 2 + int.from_bytes(read[:2], "big")])
+            message = read[2 : 2 + int.from_bytes(read[:2], "big")]
+            self.stack.check_answer(self.ident, self.name, message, six=len(self.remote) == 16)
