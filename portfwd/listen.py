@@ -11,9 +11,12 @@ import errno
 import os
 import socket
 import sys
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from portfwd.errors import ForwardError
+from portfwd.helper.client import HelperError, ask
+from portfwd.helper.wire import Bind
 from portfwd.owner import who_listens
 
 if TYPE_CHECKING:
@@ -27,22 +30,26 @@ UnixListen: TypeAlias = "Callable[[str, int], tuple[socket.socket, Callable[[], 
 
 LOOPBACK: Final = ("127.0.0.1", "::1")
 PORT_ATTEMPTS: Final = 16  # to find a port that is free on both loopback addresses
+PRIVILEGED: Final = 1024  # ports below it
 NO_SUCH_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 
 
-def listen_on(spec: Spec) -> list[socket.socket]:
-    """The listeners, or for udp the bound sockets, of a forward of a port.  Raises ForwardError, with all closed."""
+async def listen_on(spec: Spec, helper: str | None = None) -> list[socket.socket]:
+    """The listeners, or for udp the bound sockets, of a forward of a port.  Raises ForwardError, with all closed.
+
+    `helper` is the path of who binds ports that we may not.
+    """
     if spec.host_address is not None:
-        return [_bind(spec, spec.host_address, spec.host_port)]
+        return [await _bind(spec, spec.host_address, spec.host_port, helper)]
     for attempt in range(1, PORT_ATTEMPTS + 1):
-        first = _bind_if_there(spec, LOOPBACK[0], spec.host_port)
+        first = await _bind_if_there(spec, LOOPBACK[0], spec.host_port, helper)
         port = first.getsockname()[1] if first else spec.host_port
         try:
-            second = _bind_if_there(spec, LOOPBACK[1], port)
-        except ForwardError:
+            second = await _bind_if_there(spec, LOOPBACK[1], port, helper)
+        except BaseException as error:
             if first:
                 first.close()
-            if spec.host_port == 0 and attempt < PORT_ATTEMPTS:
+            if isinstance(error, ForwardError) and spec.host_port == 0 and attempt < PORT_ATTEMPTS:
                 continue  # the port that was free on one is not on the other
             raise
         if listeners := [listener for listener in (first, second) if listener]:
@@ -71,16 +78,16 @@ def place(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _bind_if_there(spec: Spec, address: str, port: int) -> socket.socket | None:
+async def _bind_if_there(spec: Spec, address: str, port: int, helper: str | None) -> socket.socket | None:
     try:
-        return _bind(spec, address, port)
+        return await _bind(spec, address, port, helper)
     except ForwardError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SUCH_FAMILY:
             return None
         raise
 
 
-def _bind(spec: Spec, address: str, port: int) -> socket.socket:
+async def _bind(spec: Spec, address: str, port: int, helper: str | None) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     is_stream = spec.protocol == "tcp"
     made = None
@@ -91,7 +98,13 @@ def _bind(spec: Spec, address: str, port: int) -> socket.socket:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind((address, port))
+        try:
+            made.bind((address, port))
+        except PermissionError as error:
+            made.close()
+            if helper is None or port >= PRIVILEGED:
+                raise
+            made = await _asked(spec, address, port, helper, error)
         if is_stream:
             made.listen(spec.options.backlog)
     except OSError as error:
@@ -101,6 +114,17 @@ def _bind(spec: Spec, address: str, port: int) -> socket.socket:
     return made
 
 
+async def _asked(spec: Spec, address: str, port: int, helper: str, refusal: OSError) -> socket.socket:
+    """The socket from the helper.  Raises OSError as bind(2) does, and ForwardError when the helper does not help."""
+    try:
+        return await ask(helper, Bind(spec.protocol, ip_address(address), port))
+    except HelperError as error:
+        words = f"{_explain(refusal, spec, address, port)}, and {error}"
+    except PermissionError:
+        words = f"{place(address, port)} needs privilege, and the port helper at {helper} does not allow it"
+    raise ForwardError(f"cannot forward {spec}: {words}") from refusal
+
+
 def _explain(error: OSError, spec: Spec, address: str, port: int) -> str:
     where = place(address, port)
     if error.errno == errno.EADDRINUSE:
@@ -108,6 +132,6 @@ def _explain(error: OSError, spec: Spec, address: str, port: int) -> str:
         return f"{where} is in use by {owner}" if owner else f"{where} is in use"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{address} is not an address of this host"
-    if error.errno == errno.EACCES and port < 1024:
+    if error.errno == errno.EACCES and port < PRIVILEGED:
         return f"{where} needs privilege; ports from 1024 up do not (see sysctl net.ipv4.ip_unprivileged_port_start)"
     return f"cannot listen on {where}: {error.strerror}"

@@ -55,14 +55,17 @@ class ForwardTable:
         unix: UnixListen | None = None,
         admit: Callable[[], bool] = lambda: True,
         allowed: Sequence[AnyNetwork] = (),
+        helper: str | None = None,
     ) -> None:
         """`datagrams` is what UDP forwards lead to, `unix` how a path is bound, `admit` whether one more connection may
-        be, `allowed` the networks of which forwards may have host addresses; empty: any."""
+        be, `allowed` the networks of which forwards may have host addresses; empty: any.  `helper` is the path of who
+        binds ports that we may not."""
         self._deliver = deliver
         self._datagrams = datagrams
         self._unix = unix
         self._admit = admit
         self._allowed = tuple(allowed)
+        self._helper = helper
         self._forwards: list[Forward] = []
         self.listeners = 0  # sockets that forwards listen on
         self.relayed = 0  # connections that are open by a connector: each is two of our sockets
@@ -79,7 +82,12 @@ class ForwardTable:
         """Listen for `spec`, serving in `nursery`.  Raises ForwardError, and then nothing listens."""
         await trio.lowlevel.checkpoint()
         self._check(spec)
-        forward = self._datagram(spec) if spec.protocol == "udp" else self._stream(spec)
+        forward = await (self._datagram(spec) if spec.protocol == "udp" else self._stream(spec))
+        try:
+            self._check(spec)  # another may have been made while a helper was asked
+        except ForwardError:
+            forward.close()
+            raise
         self._forwards.append(forward)
         self.listeners += len(forward.addresses) or 1
         forward.start(nursery)
@@ -143,12 +151,12 @@ class ForwardTable:
         if spec.protocol == "udp" and spec.target == "net" and self._datagrams is None:
             raise ForwardError(f"cannot forward {spec}: udp is not served here")
 
-    def _stream(self, spec: Spec) -> StreamForward:
+    async def _stream(self, spec: Spec) -> StreamForward:
         deliver = self._deliver if spec.target == "net" else self._counted(relay_to(self.connectors[spec.target]))
         if spec.host_path is not None:
             listener, unlink = listen_at(spec, self._unix)
             return StreamForward(spec, [listener], deliver, self._admit, unlink)
-        listeners = listen_on(spec)
+        listeners = await listen_on(spec, self._helper)
         return StreamForward(replace(spec, host_port=listeners[0].getsockname()[1]), listeners, deliver, self._admit)
 
     def _counted(self, deliver: Deliver) -> Deliver:
@@ -161,10 +169,10 @@ class ForwardTable:
 
         return counted
 
-    def _datagram(self, spec: Spec) -> DatagramForward:
+    async def _datagram(self, spec: Spec) -> DatagramForward:
         datagrams = self._datagrams if spec.target == "net" else self._forwarder
         assert datagrams is not None
-        sockets = listen_on(spec)
+        sockets = await listen_on(spec, self._helper)
         return DatagramForward(replace(spec, host_port=sockets[0].getsockname()[1]), sockets, datagrams)
 
 

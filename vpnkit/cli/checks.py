@@ -150,6 +150,33 @@ def descriptors() -> Check:
     return Check(name, "OK", f"up to {hard}")
 
 
+def low_ports() -> Check:
+    """How forwards can have ports below 1024: by this user's own right, or by `vpnkit helper`."""
+    name = "ports below 1024"
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 1))
+    except PermissionError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return Check(name, "OK", "this user may bind them")
+    else:
+        return Check(name, "OK", "this user may bind them")
+    import trio
+
+    from portfwd.helper import DEFAULT_PATH
+    from portfwd.helper.client import HelperError, greet
+
+    try:
+        trio.run(greet, DEFAULT_PATH)
+    except HelperError as error:
+        mend = f"as root: vpnkit helper --allow-uid {os.getuid()}; or sysctl -w net.ipv4.ip_unprivileged_port_start=80"
+        return Check(name, "warn", f"forwards cannot have them: {error}", mend)
+    return Check(name, "OK", f"the port helper at {DEFAULT_PATH} binds them")
+
+
 def ipv6() -> Check:
     """IPv6 on the loopback (for forwards on ::1) and a route to anywhere, as `--ipv6 auto` looks for it."""
     name = "IPv6"
@@ -237,6 +264,7 @@ ALL: Final[tuple[Callable[[], Check], ...]] = (
     user_namespaces,
     tap_device,
     ping,
+    low_ports,
     descriptors,
     resolvers,
     ipv6,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from portfwd.helper import DEFAULT_PATH
 from vpnkit.cli.lease_options import LEASE_OPTIONS, leases_from
 from vpnkit.cli.logs import LEVELS
 from vpnkit.control.paths import check_length, check_name, socket_path
@@ -50,6 +51,7 @@ class NetSettings:
     max_connections: int | None = None  # None: as many as the descriptor limit allows
     max_guest_connections: int | None = None  # None: all of them
     allowed_bind_addresses: tuple[IPv4Network | IPv6Network, ...] = ()  # that forwards may listen on; empty: any
+    port_helper: str | None = DEFAULT_PATH  # the path of who binds ports that we may not
     udp_filtering: str = "address"  # who may answer a guest's datagram; see NetworkOptions
     nat64: bool = False  # IPv4 hosts under 64:ff9b::/96
     isolate: bool = False  # guests may not speak to each other
@@ -258,6 +260,13 @@ OPTIONS: Final = (
         help="Forwards may listen on these addresses of this host only; may be repeated.  [default: on any]",
     ),
     click.option(
+        "--port-helper",
+        metavar="PATH",
+        default=DEFAULT_PATH,
+        show_default=True,
+        help="Where `vpnkit helper` is, which is asked for ports of forwards that this user may not bind.",
+    ),
+    click.option(
         "--udp-filtering",
         type=click.Choice(["address", "endpoint"]),
         default="address",
@@ -362,6 +371,7 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         max_connections=options["max_connections"],
         max_guest_connections=options["max_guest_connections"],
         allowed_bind_addresses=tuple(options["allowed_bind_addresses"]),
+        port_helper=options["port_helper"] or None,
         udp_filtering=options["udp_filtering"],
         nat64=options["nat64"],
         isolate=options["isolate"],

@@ -66,6 +66,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
             max_connections=settings.max_connections,
             max_guest_connections=settings.max_guest_connections,
             allowed_bind_addresses=settings.allowed_bind_addresses,
+            port_helper=settings.port_helper,
             udp_filtering=settings.udp_filtering,
             leasing=settings.leasing,
             ipv6=settings.ipv6,

@@ -96,6 +96,7 @@ def serve(
         max_connections=settings.max_connections,
         max_guest_connections=settings.max_guest_connections,
         allowed_bind_addresses=settings.allowed_bind_addresses,
+        port_helper=settings.port_helper,
         udp_filtering=settings.udp_filtering,
         leasing=settings.leasing,
         ipv6=settings.ipv6,
@@ -121,9 +122,9 @@ def serve(
                     closing.callback(source.close)
                     sources.append(source)
                 listener = closing.enter_context(_listening(settings.control_path, adopted))
-                exposed = [str(forward.spec) for text in forwards for forward in await network.expose(text)]
                 if forwarder is not None:
                     await _use_forwarder(network, forwarder, nursery)
+                exposed = [str(forward.spec) for text in forwards for forward in await network.expose(text)]
 
                 router, control_tcp = start_control(network, nursery, closing, settings.control_tcp)
                 nursery.start_soon(serve_http, listener, router)
@@ -145,13 +146,13 @@ def serve(
     return 0
 
 
-def _open(spec: LinkSpec, mtu: int | None, offload: bool, adopted: Mapping[str, int]) -> Source:
 async def _use_forwarder(network: Network, address: ForwarderAddress, nursery: trio.Nursery) -> None:
     made = Forwarder(str(address), partial(connect, address), handshake=address.handshake)
     await nursery.start(made.run)
     network.forwards.use_forwarder(made.connect, made)
 
 
+def _open(spec: LinkSpec, mtu: int | None, offload: bool, adopted: Mapping[str, int]) -> Source:
     try:
         return open_source(spec, mtu=mtu, offload=offload, inherited=adopted)
     except LinkError as error:

@@ -83,6 +83,7 @@ class NetworkOptions:
     nat64: bool = False  # IPv4 hosts are reached by IPv6 too, under 64:ff9b::/96 (RFC 6146, RFC 6147)
     ipv6: str = "auto"  # what is offered of it, as far as the plan has any: a key of IPV6_OFFERS
     allowed_bind_addresses: Sequence[IPv4Network | IPv6Network] = ()  # that forwards may listen on; empty: any
+    port_helper: str | None = None  # the path of who binds ports that we may not
     captures: Captures | None = None  # what every guest's frames are shown to
     connect_mtu: int = 1500  # octets, of guests that come by the control socket's /connect
     rng: random.Random = field(default_factory=random.SystemRandom)
@@ -122,7 +123,13 @@ class Network:
         if options.leasing.state is not None:
             self._memory = Memory(StateFile(options.leasing.state), self.dhcp, self._identities)
         self.ways_in = WaysIn(
-            plan, self.lan, self.guests, self._admit, allowed=options.allowed_bind_addresses, nat64=options.nat64
+            plan,
+            self.lan,
+            self.guests,
+            self._admit,
+            allowed=options.allowed_bind_addresses,
+            nat64=options.nat64,
+            helper=options.port_helper,
         )
         self.forwards = self.ways_in.forwards
         if options.captures is not None:

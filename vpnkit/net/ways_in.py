@@ -48,9 +48,10 @@ class WaysIn:
         *,
         allowed: Sequence[IPv4Network | IPv6Network] = (),
         nat64: bool = False,
+        helper: str | None = None,
     ) -> None:
         """`admit` says whether one more host socket may be; `allowed` are the networks whose addresses forwards may
-        have, none for any."""
+        have, none for any; `helper` is the path of who binds ports that we may not."""
         self._plan = plan
         self._lan = lan
         self._guests = guests
@@ -63,6 +64,7 @@ class WaysIn:
             unix=claim_path,
             admit=admit,
             allowed=allowed,
+            helper=helper,
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -13,7 +14,9 @@ from pathlib import Path
 import click
 import pytest
 
+from portfwd.helper import DEFAULT_PATH
 from tapdev.spec import parse
+from vpnkit.cli.helper import helper
 from vpnkit.cli.options import plan_from, settings_from
 from vpnkit.cli.serve_command import serve_command
 
@@ -94,6 +97,19 @@ def test_the_sockets_are_those_of_the_service() -> None:
     assert wanted == {text.replace("%t", RUN): KINDS[key] for key, text in unit("vpnkit.socket") if key in KINDS}
 
 
+def test_the_helper_is_a_command_line_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = pwd.struct_passwd(("vpnkit", "x", 999, 999, "", "/", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwnam", {"vpnkit": known}.__getitem__)
+    program, command, *words = shlex.split(value("vpnkit-helper.service", "ExecStart").replace("%t", "/run"))
+    assert (Path(program).name, command) == ("vpnkit", "helper")
+    with helper.make_context("helper", words) as context:
+        params = context.params
+    assert [list(some) for some in params["ports"]] == [[range(80, 81), range(443, 444)]]
+    [path] = [text.replace("%t", "/run") for key, text in unit("vpnkit-helper.socket") if key == "ListenStream"]
+    assert str(params["listen"]) == path
+    assert os.path.realpath(path) == os.path.realpath(DEFAULT_PATH)  # where --port-helper looks
+
+
 def test_the_directory_of_the_sockets_outlives_the_service() -> None:
     assert value("vpnkit.service", "RuntimeDirectory") == "vpnkit"
     assert value("vpnkit.service", "RuntimeDirectoryPreserve") == "yes"
@@ -105,7 +121,7 @@ def root(tmp_path: Path) -> Path:
     """A file system with our units, and as much of others' as ours refer to."""
     units = tmp_path / "etc/systemd/system"
     units.mkdir(parents=True)
-    for name in ("vpnkit.service", "vpnkit.socket"):
+    for name in ("vpnkit.service", "vpnkit.socket", "vpnkit-helper.service", "vpnkit-helper.socket"):
         shutil.copy(CONTRIB / name, units)
     for name in TARGETS:
         (units / name).write_text("[Unit]\nDescription=stub\n")
@@ -136,6 +152,13 @@ def test_systemd_has_nothing_to_say_against_the_units(root: Path, drop_ins: bool
         for name in ("vpnkit.service.d", "vpnkit.socket.d"):
             shutil.copytree(CONTRIB / name, root / "etc/systemd/system" / name)
     assert analyze("verify", "vpnkit.service", "vpnkit.socket", root=root) == (0, "")
+
+
+@pytest.mark.program("systemd-analyze")
+def test_systemd_has_nothing_to_say_against_the_helper(root: Path) -> None:
+    assert analyze("verify", "vpnkit-helper.service", "vpnkit-helper.socket", root=root) == (0, "")
+    status, said = analyze("security", "--offline=yes", "--threshold=25", "vpnkit-helper.service", root=root)
+    assert status == 0, said[-200:]
 
 
 @pytest.mark.program("systemd-analyze")

@@ -57,7 +57,8 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         --no-offload --verify-checksums --dns 1.1.1.1 --dns 2001:db8::1#5353 --domain vm.example.
         --search a.example --search b.example --host-name build.example --max-connections 99
         --max-guest-connections 9 --allowed-bind-addresses 127.0.0.0/8 --allowed-bind-addresses ::1
-        --udp-filtering endpoint --name dev --control {tmp_path}/c.sock --log-level debug --log-json
+        --port-helper /run/h --udp-filtering endpoint --name dev --control {tmp_path}/c.sock --log-level debug
+        --log-json
     """
     plan, settings = resolve(*line.split())
     assert plan.subnet == IPv4Network("10.1.0.0/16")
@@ -74,6 +75,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         max_connections=99,
         max_guest_connections=9,
         allowed_bind_addresses=(IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
+        port_helper="/run/h",
         udp_filtering="endpoint",
         name="dev",
         control=tmp_path / "c.sock",
