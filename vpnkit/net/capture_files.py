@@ -17,12 +17,12 @@ import vpnkit
 from pcap.pcapng import Pcapng
 from pcap.reader import read
 from vpnkit.errors import ConfigError
-from vpnkit.net.ordinary import ordinary
+from vpnkit.net.ordinary import completed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pcap.ring import Packet, Ring
+    from pcap.ring import Ring
     from vpnkit.net.captures import Captures
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class RingFile:
             if first > self._number:
                 writer.lost(first - self._number)
             self._number = first + len(packets)
-            self._write(writer.packets([_complete(packet) for packet in packets]))
+            self._write(writer.packets(map(completed, packets)))
 
     def _open(self) -> Pcapng:
         """The writer, of a new file when the last one is full or there is none yet."""
@@ -141,9 +141,3 @@ class CaptureFiles:
                 self._file(ring).save()
             except OSError as error:
                 self._captures.warn_once(f"--ring-file {self._directory}: {error.strerror}; packets are not kept")
-
-
-def _complete(packet: Packet) -> Packet:
-    if packet.gso_size or not packet.checksum_partial:
-        return packet
-    return ordinary(packet)[0]

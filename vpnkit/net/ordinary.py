@@ -25,11 +25,18 @@ def ordinary(packet: Packet) -> list[Packet]:
         cut = _cut(packet)
         if cut:
             return cut
-    elif len(packet.data) == packet.length and (packet.checksum_partial or _is_silently_partial(packet)):
-        completed = complete_checksum(packet.data)
-        if completed is not None:
-            return [packet._replace(data=bytes(completed), gso_size=0, checksum_partial=False)]
-    return [packet]
+    return [completed(packet)]
+
+
+def completed(packet: Packet) -> Packet:
+    """`packet` with its checksum, where it was captured whole and is no super-frame."""
+    if packet.gso_size or len(packet.data) != packet.length:
+        return packet
+    if packet.checksum_partial or _is_silently_partial(packet):
+        done = complete_checksum(packet.data)
+        if done is not None:
+            return packet._replace(data=bytes(done), checksum_partial=False)
+    return packet
 
 
 def _is_silently_partial(packet: Packet) -> bool:

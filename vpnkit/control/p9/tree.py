@@ -10,6 +10,7 @@ import msgspec
 
 from portfwd.errors import ForwardError
 from portfwd.spec import SpecError, parse
+from vpnkit.control.p9.captures import CaptureDirectory
 from vpnkit.control.p9.nodes import Text
 from vpnkit.control.p9.ports import PortDirectory
 from vpnkit.net.reporting import NetworkReporter
@@ -27,6 +28,7 @@ STATE: Final = """\
 The other files say what is going on, as JSON: `status.json`, `guests.json`, `flows.json`, `leases.json`,
 `forwards.json`.
 """
+CAPTURES: Final = "`capture` has the last packets of the guests, by rule: pcap files, made when they are opened.\n"
 
 
 class _Exposed:
@@ -87,6 +89,9 @@ def instance_tree(network: Network) -> PortDirectory:
     for name, report in reports.items():
         root.add(Text(f"{name}.json", root, _json(report)))
     root.about.append(STATE)
+    if network.options.captures is not None:
+        root.add(CaptureDirectory(root, network.options.captures))
+        root.about.append(CAPTURES)
     return root
 
 
