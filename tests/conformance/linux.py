@@ -13,7 +13,8 @@ from collections import Counter, deque
 from types import SimpleNamespace
 from typing import Final
 
-from tests.conformance.script import OPEN, REMOTE, Script
+from tests.conformance.script import LOCAL6, OPEN, REMOTE, REMOTE6, Script
+from tests.vpnkit.net.still_guest import IP_ADDRESS
 from vpnkit.proto.tcp.state import State
 
 CLONE_NEWNET: Final = 0x40000000
@@ -21,14 +22,20 @@ TUNSETIFF: Final = 0x400454CA
 IFF_TUN: Final = 0x0001
 IFF_NO_PI: Final = 0x1000
 COMMANDS: Final = (
-    "sysctl -qw net.ipv6.conf.all.disable_ipv6=1",
+    "sysctl -qw net.ipv6.conf.all.disable_ipv6=0",
+    "sysctl -qw net.ipv6.conf.all.router_solicitations=0",
     # what one test did must not change the answer to the next
     "sysctl -qw net.ipv4.tcp_invalid_ratelimit=0",
     "sysctl -qw net.ipv4.tcp_challenge_ack_limit=2147483647",
     "ip address add 9.9.9.9/32 dev tun0",
     "ip link set tun0 up",
     "ip route add 192.168.65.0/24 dev tun0 src 9.9.9.9",
+    "ip address add 2001:db8::9/128 dev tun0 nodad",
+    "ip route add fd65:7670:6e6b::/64 dev tun0 src 2001:db8::9",
 )
+PROTOCOL_AT: Final = {4: 9, 6: 6}  # by version of IP, of a packet without options
+TCP_AT: Final = {4: 20, 6: 40}
+ETHERTYPE: Final = {4: b"\x08\x00", 6: b"\x86\xdd"}
 STATES: Final = {
     1: State.ESTABLISHED,
     2: State.SYN_SENT,
@@ -47,7 +54,9 @@ class Kernel:
     """A namespace with a TUN device and a listening socket, which end with it.  Raises OSError without root."""
 
     def __init__(self) -> None:
-        self.listener = self.tun = None
+        self.tun = None
+        self.listeners: dict[int, socket.socket] = {}  # by version of IP
+        self.callers: dict[int, socket.socket] = {}
         failed: list[Exception] = []
 
         def make() -> None:  # a thread, as a namespace is entered by threads
@@ -70,21 +79,22 @@ class Kernel:
         fcntl.ioctl(self.tun, TUNSETIFF, struct.pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
         for command in COMMANDS:
             subprocess.run(command.split(), check=True, capture_output=True)
-        self.listener = socket.create_server(("9.9.9.9", OPEN), backlog=100)
-        self.listener.setblocking(False)
-        self.caller = socket.socket()  # a socket belongs to the namespace where it was made
-        self.caller.setblocking(False)
+        for version, family, address in ((4, socket.AF_INET, "9.9.9.9"), (6, socket.AF_INET6, "2001:db8::9")):
+            self.listeners[version] = socket.create_server((address, OPEN), family=family, backlog=100)
+            self.callers[version] = socket.socket(family)  # a socket belongs to the namespace where it was made
+            self.listeners[version].setblocking(False)
+            self.callers[version].setblocking(False)
 
     def close(self) -> None:
-        self.listener.close()
-        self.caller.close()
+        for made in (*self.listeners.values(), *self.callers.values()):
+            made.close()
         os.close(self.tun)
 
 
 class LinuxScript(Script):
     """A script against the kernel."""
 
-    def __init__(self, kernel: Kernel, source_port: int, *, iss: int = 0xFFFFFF00) -> None:
+    def __init__(self, kernel: Kernel, source_port: int, *, iss: int = 0xFFFFFF00, version: int = 4) -> None:
         self.kernel = kernel
         self.guest = SimpleNamespace(counters=Counter(), checksum_offload=False)
         self.host = SimpleNamespace(far=[], held=False)
@@ -92,7 +102,8 @@ class LinuxScript(Script):
         self.irs = 0
         self.heard_irs = False
         self.ports = struct.pack("!HH", source_port, OPEN)
-        self.remote = REMOTE
+        self.version = version
+        self.local, self.remote = (IP_ADDRESS, REMOTE) if version == 4 else (LOCAL6, REMOTE6)
         self.next = self.acked = 0
         self.win = 65535
         self.frames = deque()
@@ -107,21 +118,25 @@ class LinuxScript(Script):
                 packet = os.read(self.kernel.tun, 65536)
             except BlockingIOError:
                 break
-            if packet[22:24] == self.ports[:2] or not self.ports[2]:
-                came.append(bytes(12) + b"\x08\x00" + packet)
+            if packet[0] >> 4 != self.version or packet[PROTOCOL_AT[self.version]] != socket.IPPROTO_TCP:
+                continue  # neighbour discovery of the kernel's own
+            to = TCP_AT[self.version] + 2
+            if packet[to : to + 2] == self.ports[:2] or not self.ports[2]:
+                came.append(bytes(12) + ETHERTYPE[self.version] + packet)
         self._hear(came)
         return self
 
     @property
     def program(self) -> socket.socket:
         if not self.host.far:
-            self.host.far.append(self.kernel.listener.accept()[0])
+            self.host.far.append(self.kernel.listeners[self.version].accept()[0])
         return self.host.far[-1]
 
-    def host_calls(self, port: int = 22, *, source: bytes = REMOTE) -> LinuxScript:
-        caller = self.kernel.caller
+    def host_calls(self, port: int = 22, *, source: bytes | None = None) -> LinuxScript:
+        caller = self.kernel.callers[self.version]
         self.ports = struct.pack("!HH", port, 0)
-        caller.connect_ex(("192.168.65.3", port))
+        family = socket.AF_INET if self.version == 4 else socket.AF_INET6
+        caller.connect_ex((socket.inet_ntop(family, self.local), port))
         self.ports = struct.pack("!HH", port, caller.getsockname()[1])
         return self.turn()
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 FLAGS: Final = {"F": 1, "S": 2, "R": 4, "P": 8, ".": 16, "U": 32, "E": 64, "W": 128}
 MASK: Final = 2**32 - 1
 REMOTE: Final = bytes([9, 9, 9, 9])
+LOCAL6: Final = bytes.fromhex("fd6576706e6b") + bytes(9) + b"\3"
+HOST6: Final = LOCAL6[:15] + b"\2"
+REMOTE6: Final = bytes.fromhex("20010db8") + bytes(11) + b"\x09"
 OPEN: Final = 8080  # MuteHost: connects at once
 REFUSED: Final = 8081
 PENDING: Final = 8082  # connects in the next turn
@@ -89,6 +92,13 @@ def ip_frame(protocol: int, payload: bytes, *, source: bytes = IP_ADDRESS, desti
     header += ip_options
     header = header[:10] + struct.pack("!H", internet_sum(header)) + header[12:]
     return to_mac + MAC + b"\x08\x00" + header + payload
+
+
+def ip6_frame(protocol: int, payload: bytes, *, source: bytes = LOCAL6, destination: bytes = REMOTE6,
+              tos: int = 0, ttl: int = 64, to_mac: bytes = SERVER_MAC) -> bytes:  # fmt: skip
+    """The same by IPv6."""
+    header = struct.pack("!IHBB", 6 << 28 | tos << 20, len(payload), protocol, ttl) + source + destination
+    return to_mac + MAC + b"\x86\xdd" + header + payload
 
 
 def pseudo(source: bytes, destination: bytes, length: int) -> bytes:
@@ -207,8 +217,10 @@ class Script:
         source_port: int = 40_000,
         port: int = OPEN,
         our_iss: int | None = None,
+        version: int = 4,
     ) -> None:
-        """`iss` is the guest's first sequence number, `our_iss` ours when it should not be chosen as usual."""
+        """`iss` is the guest's first sequence number, `our_iss` ours when it should not be chosen as usual; `version`
+        is that of IP."""
         self.now = 1000.0  # seconds
         self.still = StillGuest(nursery, verify_checksums=verify_checksums, capabilities=capabilities)
         self.guest = self.still.guest
@@ -222,7 +234,8 @@ class Script:
         self.irs = 0  # ours
         self.heard_irs = False
         self.ports = struct.pack("!HH", source_port, port)
-        self.remote = REMOTE
+        self.version = version
+        self.local, self.remote = (IP_ADDRESS, REMOTE) if version == 4 else (LOCAL6, REMOTE6)
         self.next = 0  # what the guest sends next
         self.acked = 0  # what the guest has of us, in order
         self.win = 65535
@@ -247,9 +260,10 @@ class Script:
             acknowledgement = self.irs + ack
         body = tcp_segment(
             self.ports, self.iss + start, acknowledgement, flag_bits(flags), self.win, data, options,
-            urgent=urgent, destination=self.remote, source=ip.get("source", IP_ADDRESS),  # type: ignore[arg-type]
+            urgent=urgent, destination=self.remote, source=ip.setdefault("source", self.local),  # type: ignore[arg-type]
         )  # fmt: skip
-        return ip_frame(6, body, destination=self.remote, **ip)  # type: ignore[arg-type]
+        make = ip_frame if self.version == 4 else ip6_frame
+        return make(6, body, destination=self.remote, **ip)  # type: ignore[arg-type]
 
     def inject(self, flags: str = ".", payload: bytes | str = b"", **fields: object) -> Script:
         """A segment of the guest arrives, alone in its burst."""
@@ -291,11 +305,11 @@ class Script:
         self.host.far.pop().close()
         return self.turn()
 
-    def host_calls(self, port: int = 22, *, source: bytes = bytes([192, 168, 65, 2])) -> Script:
+    def host_calls(self, port: int = 22, *, source: bytes | None = None) -> Script:
         """A client of the host calls the guest through a forward; the call is this script's connection."""
-        flow = self.guest.tcp.call(source, IP_ADDRESS, port, self.host.tcp_socket(), MAC)
-        self.remote = source
-        self.ports = flow.key[8:12]
+        self.remote = source or (bytes([192, 168, 65, 2]) if self.version == 4 else HOST6)
+        flow = self.guest.tcp.call(self.remote, self.local, port, self.host.tcp_socket(), MAC)
+        self.ports = flow.key[-4:]
         self.guest.touch(flow)
         self.guest.settle()
         return self.turn()
@@ -344,15 +358,32 @@ class Script:
 
     def read(self, frame: bytes) -> Heard:
         """`frame`, which must be a sound TCP segment for the guest."""
+        if self.version == 6:
+            return self._read6(frame)
         assert frame[12:14] == b"\x08\x00", frame.hex()
         assert frame[14] == 0x45
         total, identification, fragment, ttl, protocol = struct.unpack_from("!HHHBB", frame, 16)
         assert protocol == 6, f"not TCP but {protocol}: {frame.hex()}"
         assert total == len(frame) - 14
         assert internet_sum(frame[14:34]) == 0, "IPv4 header checksum"
-        segment = frame[34:]
+        return self._segment(
+            frame[34:], frame[26:30], frame[30:34], frame[15], ttl, bool(fragment & 0x4000), identification
+        )
+
+    def _read6(self, frame: bytes) -> Heard:
+        assert frame[12:14] == b"\x86\xdd", frame.hex()
+        first, length, protocol, ttl = struct.unpack_from("!IHBB", frame, 14)
+        assert first >> 28 == 6
+        assert protocol == 6, f"not TCP but {protocol}: {frame.hex()}"
+        assert length == len(frame) - 54
+        return self._segment(
+            frame[54:], frame[22:38], frame[38:54], first >> 20 & 255, ttl, dont_fragment=True, identification=0
+        )
+
+    def _segment(self, segment: bytes, source: bytes, destination: bytes, tos: int, ttl: int, dont_fragment: bool,
+                 identification: int) -> Heard:  # fmt: skip
         if not self.guest.checksum_offload:
-            assert internet_sum(pseudo(frame[26:30], frame[30:34], len(segment)) + segment) == 0, "TCP checksum"
+            assert internet_sum(pseudo(source, destination, len(segment)) + segment) == 0, "TCP checksum"
         seq, ack, offset, bits, win, _, urgent = struct.unpack_from("!IIBBHHH", segment, 4)
         header = offset >> 2
         assert 20 <= header <= len(segment)
@@ -362,8 +393,8 @@ class Script:
         flags = flag_names(bits)
         return Heard(
             flags, (seq - self.irs) & MASK, (ack - self.iss) & MASK if bits & 16 else 0, win, segment[header:],
-            segment[20:header], seq, ack, frame[26:30], frame[30:34], segment[:4], frame[15], ttl,
-            bool(fragment & 0x4000), identification, urgent,
+            segment[20:header], seq, ack, source, destination, segment[:4], tos, ttl, dont_fragment, identification,
+            urgent,
         )  # fmt: skip
 
     def expect(self, flags: str, payload: bytes | str | None = None, **fields: object) -> Heard:

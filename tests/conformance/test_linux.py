@@ -1,7 +1,8 @@
 """A second opinion: what this kernel answers to the same segments, in every state that both have.
 
-2016 segments: every set of SYN, ACK, RST and FIN, with data and without, in the window, at its edges and far from it.
-Where the answers differ, `EXPLANATIONS` says why; one that explains nothing any more fails.
+2016 segments by IPv4, and the same by IPv6: every set of SYN, ACK, RST and FIN, with data and without, in the window,
+at its edges and far from it.  Where the answers differ, `EXPLANATIONS` says why; one that explains nothing any more
+fails.
 """
 
 from __future__ import annotations
@@ -101,14 +102,15 @@ def kernel():
 
 
 @pytest.mark.requirement("RFC9293 all-flags")
-async def test_we_answer_as_linux_does_or_know_why_not(nursery, kernel) -> None:
+@pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+async def test_we_answer_as_linux_does_or_know_why_not(nursery, kernel, version) -> None:
     ports = itertools.count(20_000)
     used = set()
     unexplained = []
     for state, flags, payload, offset in itertools.product(STATES, FLAGS, (b"", b"xy"), OFFSETS):
         port = next(ports)
-        ours = answers(Script(nursery, source_port=port), state, flags, payload, offset)
-        linux = answers(LinuxScript(kernel, port), state, flags, payload, offset)
+        ours = answers(Script(nursery, source_port=port, version=version), state, flags, payload, offset)
+        linux = answers(LinuxScript(kernel, port, version=version), state, flags, payload, offset)
         if ours == linux:
             continue
         case = Case(state, flags, payload, offset, ours, linux)
