@@ -43,6 +43,7 @@ SEGMENT: Final = re.compile(
     r"(?: win (?P<win>\d+))?(?: urg (?P<urgent>\d+))?(?: <(?P<options>.*)>)?"
 )
 PORTS: Final = {"ok": OPEN, "refused": REFUSED, "unreachable": UNREACHABLE, "hold": OPEN}
+ICMPV6: Final = {(1, 0): (3, 0), (1, 3): (3, 1), (1, 4): (3, 3), (1, 1): (3, 13)}  # what says the same
 FIXED: Final = {"nop": b"\x01", "eol": b"\x00", "sackOK": b"\x04\x02"}
 GUEST: Final = 0  # whose octets
 HOST: Final = 1
@@ -72,10 +73,12 @@ def octets(whose: int, sequence: int, length: int) -> bytes:
 class Interpreter:
     """Runs one file."""
 
-    def __init__(self, path: Path, nursery: trio.Nursery) -> None:
+    def __init__(self, path: Path, nursery: trio.Nursery, *, version: int = 4) -> None:
+        """`version` is that of IP."""
         self.path = path
         self._nursery = nursery
-        self._settings: dict[str, int] = {}
+        self._settings: dict[str, int] = {"version": version}
+        self._version = version
         self._held = False
         self._script: Timed | None = None
         self._clock = 0.0  # of the last event
@@ -138,12 +141,18 @@ class Interpreter:
             raise AssertionError(f"{self._shown(self._script.frames[0])} left before")
 
     def _shown(self, frame: bytes) -> str:
-        if frame[23] != 6:
-            return f"icmp {frame[34]}/{frame[35]}"
+        if not self._is_tcp(frame):
+            at = 34 if self._version == 4 else 54
+            said = (frame[at], frame[at + 1])
+            kind, code = said if self._version == 4 else ICMPV6.get(said, said)
+            return f"icmp {kind}/{code}"
         heard = self.script.read(frame)
         options = f" <{heard.options.hex()}>" if heard.options else ""
         length = len(heard.payload)
         return f"{heard.flags} {heard.seq}:{heard.seq + length}({length}) ack {heard.ack} win {heard.win}{options}"
+
+    def _is_tcp(self, frame: bytes) -> bool:
+        return frame[23 if self._version == 4 else 20] == 6
 
     def _pass(self, seconds: float) -> None:
         """Nothing leaves until then."""
@@ -170,7 +179,7 @@ class Interpreter:
         if what.startswith("icmp "):
             assert shown == what, f"{shown} left"
             return
-        assert frame[23] == 6, f"{shown} left"
+        assert self._is_tcp(frame), f"{shown} left"
         self._compare(script.read(frame), what, shown)
 
     def _compare(self, heard: Heard, what: str, shown: str) -> None:
@@ -185,7 +194,7 @@ class Interpreter:
         assert wanted["win"] is None or heard.win == int(wanted["win"]), f"{shown} left"
         assert heard.payload == octets(HOST, start, length), "a wrong octet left"
         if wanted["options"] != "...":
-            options = self._options(wanted["options"], self.script.iss)
+            options = self._options(wanted["options"], self.script.iss, less=0 if self._version == 4 else 20)
             assert heard.options == options, f"{shown} left, expected options {options.hex()}"
 
     # What happens
@@ -222,14 +231,14 @@ class Interpreter:
         )
 
     @staticmethod
-    def _options(text: str | None, base: int) -> bytes:
+    def _options(text: str | None, base: int, *, less: int = 0) -> bytes:
         """`mss N,wscale N,sackOK,sack A:B C:D,nop,eol,hex 0102`, padded with zeros; SACK blocks are relative to
-        `base`."""
+        `base`, and an MSS is `less` than it is written."""
         made = b""
         for word in (text or "").split(","):
             kind, _, value = word.strip().partition(" ")
             if kind == "mss":
-                made += struct.pack("!BBH", 2, 4, int(value))
+                made += struct.pack("!BBH", 2, 4, int(value) - less)
             elif kind == "wscale":
                 made += bytes([3, 3, int(value)])
             elif kind == "sack":
