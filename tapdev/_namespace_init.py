@@ -49,6 +49,8 @@ CONFIGURED: Final = b"C"
 STATUS: Final = b"S"  # WAIT_STATUS
 WARNING: Final = b"W"  # text
 ERROR: Final = b"E"  # text
+DIAG: Final = b"D"  # two NETLINK_SOCK_DIAG sockets travel along
+NOTICES: Final = b"N"  # the descriptor of `bind_notices.install`, from C
 # Messages to B:
 GO: Final = b"G"
 SIGNAL: Final = b"K"  # one octet, its number
@@ -74,6 +76,8 @@ IFF_NO_PI: Final = 0x1000
 IFF_VNET_HDR: Final = 0x4000
 IFA_F_NODAD: Final = 0x02  # linux/if_addr.h: nobody else can have it
 VNET_HEADER_SIZE: Final = 12  # struct virtio_net_hdr_v1
+
+NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
 
 NOT_EXECUTABLE: Final = 126  # POSIX shell, section 2.8.2
 NOT_FOUND: Final = 127
@@ -242,7 +246,7 @@ def _init(
                 libc().prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
                 command = os.fork()
                 if command == 0:
-                    _command(argv, mask)
+                    _command(argv, mask, channel if config.watch else None)
                 _give_up_streams(inherited)
             elif message[:1] == SIGNAL and command:
                 os.kill(command, message[1])
@@ -285,9 +289,11 @@ def _give_up_streams(inherited: list[int]) -> None:
 # Process C
 
 
-def _command(argv: Sequence[str], mask: Iterable[int]) -> NoReturn:
+def _command(argv: Sequence[str], mask: Iterable[int], watched_by: socket.socket | None) -> NoReturn:
     status = NOT_FOUND
     try:
+        if watched_by is not None:
+            _let_watch(watched_by)
         for number in signal.valid_signals():
             if callable(signal.getsignal(number)) or number in (signal.SIGPIPE, signal.SIGXFSZ):  # python ignores those
                 signal.signal(number, signal.SIG_DFL)
@@ -302,6 +308,18 @@ def _command(argv: Sequence[str], mask: Iterable[int]) -> NoReturn:
         os._exit(status)
 
 
+def _let_watch(channel: socket.socket) -> None:
+    from tapdev.bind_notices import install
+
+    try:
+        fd = install()
+        socket.send_fds(channel, [NOTICES], [fd])
+    except OSError as error:
+        _say(channel, WARNING, f"be told who listens inside: {error.strerror}; it is looked for now and then")
+    else:
+        os.close(fd)
+
+
 # Process D
 
 
@@ -309,6 +327,8 @@ def _configure(config: GuestConfig, channel: socket.socket) -> None:
     tap = _open_tap(config)
     socket.send_fds(channel, [TAP + bytes([config.vnet_header])], [tap])
     os.close(tap)
+    if config.watch:
+        _hand_out_diag(channel)
     _allow_ping()
 
     import warnings
@@ -323,7 +343,7 @@ def _configure(config: GuestConfig, channel: socket.socket) -> None:
             route.link("set", index=socket.if_nametoindex("lo"), state="up")
             step = f"set up {config.name}"
             index = socket.if_nametoindex(config.name)
-            if config.configure:
+            if config.configure and config.address6:
                 _ignore_router_advertisements(config.name)
             route.link("set", index=index, address=config.mac.hex(":"), mtu=config.mtu, state="up")
             if config.configure:
@@ -342,6 +362,14 @@ def _configure(config: GuestConfig, channel: socket.socket) -> None:
     except OSError as error:
         raise Failure(f"{step}: {error.strerror}") from error
     channel.send(CONFIGURED)
+
+
+def _hand_out_diag(channel: socket.socket) -> None:
+    try:
+        made = [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) for _ in range(2)]
+    except OSError as error:
+        raise Failure(f"see who listens inside: {error.strerror}; the kernel needs CONFIG_INET_DIAG") from error
+    socket.send_fds(channel, [DIAG], [one.fileno() for one in made])
 
 
 def _open_tap(config: GuestConfig) -> int:

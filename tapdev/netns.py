@@ -60,9 +60,10 @@ class GuestConfig:
     gateway: str
     nameserver: str
     search: tuple[str, ...] = ()
-    address6: str = ""  # of a /64; none: only what the guest makes himself
+    address6: str = ""  # of a /64, and routers are ignored; none: only what the guest makes himself
     gateway6: str = ""  # none: no IPv6 beyond the /64
     vnet_header: bool = True  # struct virtio_net_hdr_v1, 12 octets, before each frame of the TAP
+    watch: bool = False  # say what it takes to see who listens inside: `diag` and `on_notices`
     configure: bool = True  # False: MAC, MTU and up; addresses and routes are left to DHCP or whoever comes
 
 
@@ -81,6 +82,10 @@ class NamespaceGuest:
         self._ended = False
         self.pid: int | None = pid  # of pid 1 inside, as we see it; None when it has ended
         self.warnings: list[str] = []  # what is not as it should be inside, in words
+        # With `watch`: two NETLINK_SOCK_DIAG sockets of the namespace, there when it is configured; the caller's.
+        self.diag: list[int] = []
+        # Called once with the descriptor for a BindNotices of the command, which is its own then.
+        self.on_notices: Callable[[int], None] = os.close
 
     @property
     def netns(self) -> str:
@@ -157,6 +162,8 @@ class NamespaceGuest:
         if self._tap is not None:
             os.close(self._tap)
             self._tap = None
+        while self.diag:
+            os.close(self.diag.pop())
 
     def _reap(self) -> int:
         """The wait status of our child; blocks until it has ended."""
@@ -178,7 +185,7 @@ class NamespaceGuest:
         """Take in what has arrived."""
         while not self._ended:
             try:
-                data, fds, _, _ = socket.recv_fds(self._channel, inside.MAX_MESSAGE, 1)
+                data, fds, _, _ = socket.recv_fds(self._channel, inside.MAX_MESSAGE, 2)
             except BlockingIOError:
                 return
             except ConnectionResetError:  # it died with messages of ours unread
@@ -189,6 +196,13 @@ class NamespaceGuest:
             elif kind == inside.TAP:
                 self._tap, self._vnet_header = fds[0], body == b"\x01"
                 os.set_inheritable(self._tap, False)
+            elif kind == inside.DIAG:
+                self.diag = fds
+                for fd in fds:
+                    os.set_inheritable(fd, False)
+            elif kind == inside.NOTICES:
+                os.set_inheritable(fds[0], False)
+                self.on_notices(fds[0])
             elif kind == inside.CONFIGURED:
                 self._configured = True
             elif kind == inside.STATUS:

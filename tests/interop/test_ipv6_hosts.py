@@ -289,14 +289,37 @@ def test_a_guest_whose_host_loses_ipv6_waits_for_nothing(both):
             exchange(client, 1 << 16, seed=8)
 
 
+@pytest.mark.slow
+def test_a_guest_of_run_sees_ipv6_come(both):
+    """Nothing is configured where there is nothing at the start, and a router is believed afterwards."""
+    with ExitStack() as stack:
+        with both.lab.without_ipv6():
+            guest = stack.enter_context(running(both.lab.host))
+            assert "fd65" not in guest.run("ip", "-6", "address").stdout
+        route = ("ip", "-6", "route", "show", "default")
+        wait_for(lambda: "proto ra" in guest.run(*route).stdout, "it has a way out", SECONDS)
+        wait_for(lambda: "tentative" not in guest.run("ip", "-6", "address").stdout, "it has an address")
+        server = stack.enter_context(Server(both.lab.far.listen(FAR6), echo))
+        with guest.namespace.connect(FAR6, server.port) as client:
+            exchange(client, 1 << 16, seed=9)
+        with both.lab.without_ipv6():
+            wait_for(lambda: guest.run(*route).stdout == "", "it has none", SECONDS)
+
+
 # NAT64 and DNS64
 
 
+@pytest.fixture(scope="module", params=["only4", "both"])
+def outside(request):
+    """A host that has only IPv4, and one that has both."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def nat64(both, peer_program):
+def nat64(outside, peer_program):
     """A guest that has only IPv6, on a host whose IPv4 it may use."""
     with (
-        serving(both.lab.host, ["qemu:{d}/qemu"], "--nat64", *both.dns) as instance,
+        serving(outside.lab.host, ["qemu:{d}/qemu"], "--nat64", *outside.dns) as instance,
         guest6(peer_program, instance) as made,
     ):
         made.wait_address()
@@ -316,8 +339,8 @@ def test_dns64_makes_addresses_of_what_has_ipv4_only(only6):
     assert only6.run("dig", "+short", "A", "four.example").stdout == f"{REMOTE}\n"
 
 
-def test_a_page_of_a_host_that_has_ipv4_only(both, only6):
-    assert only6.run("curl", "-sSf", both.page("four.example")).stdout == "a page\n"
+def test_a_page_of_a_host_that_has_ipv4_only(outside, only6):
+    assert only6.run("curl", "-sSf", outside.page("four.example")).stdout == "a page\n"
 
 
 @pytest.mark.parametrize("size", ["56", "1440", "20000"])
@@ -326,14 +349,14 @@ def test_ping_through_nat64(only6, size):
     assert re.search("[23] received", done), done
 
 
-def test_bulk_and_datagrams_through_nat64(both, only6):
+def test_bulk_and_datagrams_through_nat64(outside, only6):
     with (
-        Server(both.lab.remote.listen(REMOTE), echo) as server,
+        Server(outside.lab.remote.listen(REMOTE), echo) as server,
         only6.namespace.connect(f"{NAT64}{REMOTE}", server.port) as client,
     ):
         exchange(client, (4 << 20) + 5, seed=64)
     with (
-        both.lab.remote.socket(socket.SOCK_DGRAM) as server,
+        outside.lab.remote.socket(socket.SOCK_DGRAM) as server,
         only6.namespace.socket(socket.SOCK_DGRAM, socket.AF_INET6) as client,
     ):
         for made in (server, client):
@@ -348,7 +371,7 @@ def test_bulk_and_datagrams_through_nat64(both, only6):
             assert (len(back), source[0]) == (size, "64:ff9b::c633:6402")
 
 
-def test_errors_through_nat64(both, only6):
+def test_errors_through_nat64(outside, only6):
     with pytest.raises(ConnectionRefusedError):
         only6.namespace.connect(f"{NAT64}{REMOTE}", 9)
     with pytest.raises(OSError, match=r"unreachable|No route"):
@@ -361,10 +384,10 @@ def test_traceroute_through_nat64(only6):
     assert re.findall(r"^ *\d+ +([0-9a-f:]+) ", done, re.MULTILINE) == [GATEWAY6, "64:ff9b::c633:6402"]
 
 
-def test_what_the_operator_sees_of_nat64(both, nat64):
+def test_what_the_operator_sees_of_nat64(outside, nat64):
     instance, guest = nat64
     with (
-        Server(both.lab.remote.listen(REMOTE), echo) as server,
+        Server(outside.lab.remote.listen(REMOTE), echo) as server,
         guest.namespace.connect(f"{NAT64}{REMOTE}", server.port),
     ):
         [flow] = [flow for flow in instance.ask("flows") if flow["protocol"] == "tcp"]

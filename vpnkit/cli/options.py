@@ -276,7 +276,8 @@ OPTIONS: Final = (
     click.option(
         "--nat64",
         is_flag=True,
-        help="Let guests reach IPv4 hosts by IPv6, under 64:ff9b::/96, and give names such addresses (DNS64).",
+        help="Let guests reach IPv4 hosts by IPv6, under 64:ff9b::/96, and give names such addresses (DNS64); "
+        "IPv6 is offered then also where this host has none.",
     ),
     *LEASE_OPTIONS,
     click.option("--no-capture", is_flag=True, help="Keep no packets in memory, and let nobody capture any."),
@@ -331,19 +332,33 @@ def network_options(command: Command) -> Command:
     return command
 
 
+def offer_from(options: Mapping[str, Any]) -> str:
+    """What of IPv6 is offered, a key of IPV6_OFFERS; with NAT64 it is a way out whatever this host has.
+
+    Raises ConfigError when there is none to translate from.
+    """
+    offer: str = options["ipv6"]
+    if not options["nat64"]:
+        return offer
+    if offer in ("local", "off"):
+        raise ConfigError(f"--nat64 is a way out by IPv6, and --ipv6 {offer} has none")
+    return "on"
+
+
 def plan_from(options: Mapping[str, Any]) -> Plan:
     """The addresses and names.  Raises ConfigError when they do not fit together.
 
     Without --mtu its mtu is MAX_MTU, for links that have none of their own.
     """
     host = options["host_ip"]
-    offer, prefix = options["ipv6"], options["ipv6_prefix"]
+    offer, prefix = offer_from(options), options["ipv6_prefix"]
     mtu = options["mtu"] or MAX_MTU
     if offer in ("on", "local"):
+        wanted = "--nat64" if options["nat64"] else f"--ipv6 {offer}"
         if prefix == DISABLED:
-            raise ConfigError(f"--ipv6 {offer} needs a prefix, and --ipv6-prefix says '{DISABLED}'")
+            raise ConfigError(f"{wanted} needs a prefix, and --ipv6-prefix says '{DISABLED}'")
         if mtu < LEAST_MTU6:
-            raise ConfigError(f"--ipv6 {offer} needs an mtu of at least {LEAST_MTU6}, and --mtu says {mtu}")
+            raise ConfigError(f"{wanted} needs an mtu of at least {LEAST_MTU6}, and --mtu says {mtu}")
     return Plan(
         subnet=options["subnet"],
         gateway=options["gateway_ip"],
@@ -378,7 +393,7 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         capture=not options["no_capture"],
         ring_file=options["ring_file"],
         leasing=leases_from(options),
-        ipv6=options["ipv6"],
+        ipv6=offer_from(options),
         name=check_name(options["name"]),
         control=options["control"],
         control_tcp=_tcp_control(options["control_tcp"], options["control_token_file"]),

@@ -97,6 +97,13 @@ def test_ipv6_is_as_the_operator_says() -> None:
     assert settings.ipv6 == "local"
 
 
+def test_nat64_is_a_way_out_by_ipv6_whatever_the_host_has() -> None:
+    _, settings = resolve("--nat64")
+    assert (settings.nat64, settings.ipv6) == (True, "on")
+    _, settings = resolve()
+    assert (settings.nat64, settings.ipv6) == (False, "auto")
+
+
 @pytest.mark.parametrize("argv", [["--ipv6", "off"], ["--ipv6-prefix", "none"], ["--ipv6", "off", "--mtu", "600"]])
 def test_ipv6_can_be_disabled(argv: list[str]) -> None:
     plan, _ = resolve(*argv)
@@ -119,6 +126,10 @@ def test_ipv6_can_be_disabled(argv: list[str]) -> None:
         ("--ipv6 on --ipv6-prefix none", "--ipv6 on needs a prefix"),
         ("--ipv6 local --ipv6-prefix none", "--ipv6 local needs a prefix"),
         ("--ipv6 on --mtu 1279", "at least 1280"),
+        ("--nat64 --ipv6 off", "--nat64 is a way out by IPv6, and --ipv6 off has none"),
+        ("--nat64 --ipv6 local", "--ipv6 local has none"),
+        ("--nat64 --ipv6-prefix none", "--nat64 needs a prefix"),
+        ("--nat64 --mtu 1279", "--nat64 needs an mtu of at least 1280"),
     ],
 )
 def test_what_cannot_be_ipv6(line: str, complaint: str) -> None:
