@@ -61,3 +61,12 @@ async def test_a_whole_guest_agrees_with_its_core(nursery, way, rtt, buffer, reo
     alone = sum(transfer(cell, OCTETS // 2, seed) for seed in range(3))
     whole = sum(whole_guest.transfer(nursery, cell, OCTETS // 2, seed) for seed in range(3))
     assert whole == pytest.approx(alone, rel=AGREEMENT)
+
+
+@pytest.mark.parametrize("way", ["down", "up"])
+async def test_a_whole_guest_by_ipv6_agrees_with_its_core(nursery, way) -> None:
+    cell = Cell(way, 10, 64, 0, 0)
+    alone = transfer(cell, OCTETS // 2, 0)
+    assert whole_guest.transfer(nursery, cell, OCTETS // 2, 0, version=6) == pytest.approx(alone, rel=AGREEMENT)
+    diced = Cell(way, 10, 64, 5, 1)
+    assert whole_guest.transfer(nursery, diced, OCTETS // 2, 0, version=6) > alone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tests.conformance.script import REMOTE, Script, flag_bits, internet_sum, ip_frame, pseudo
+from tests.conformance.script import Script, flag_bits, internet_sum, ip6_frame, ip_frame, pseudo
 from tests.netsim.world import BEGIN, GUEST_ISS, Cell, Program, Wire, guest_end, shake_hands
 from tests.vpnkit.proto.tcp.pair import Segment, pull
 
@@ -30,8 +30,9 @@ def frame_of(script: Script, segment: Segment) -> bytes:
         )
     )
     whole = header + segment.options + segment.payload
-    total = internet_sum(pseudo(script.still.guest.ip, REMOTE, len(whole)) + whole)
-    return ip_frame(6, whole[:16] + total.to_bytes(2, "big") + whole[18:])
+    total = internet_sum(pseudo(script.local, script.remote, len(whole)) + whole)
+    make = ip_frame if script.version == 4 else ip6_frame
+    return make(6, whole[:16] + total.to_bytes(2, "big") + whole[18:])
 
 
 class GuestEnd:
@@ -79,12 +80,12 @@ class GuestEnd:
         self.script._serve()
 
 
-def transfer(nursery: trio.Nursery, cell: Cell, octets: int, seed: int) -> float:
-    """Seconds that `octets` take between a core and a whole Guest."""
+def transfer(nursery: trio.Nursery, cell: Cell, octets: int, seed: int, *, version: int = 4) -> float:
+    """Seconds that `octets` take between a core and a whole Guest, by one version of IP."""
     writer, reader = Program(octets), Program(octets)
     up = cell.way == "up"
     guest = guest_end(cell, writer if up else reader)
-    script = Script(nursery, iss=GUEST_ISS)
+    script = Script(nursery, iss=GUEST_ISS, version=version)
     try:
         script.now = BEGIN
         (syn,) = pull(guest.connection, BEGIN)
