@@ -209,16 +209,17 @@ class Capture:
     def _decide(self, parts: Sequence[Buffer], length: int, direction: int, of_flow: Decision | None) -> Decision:
         """Ask the rules; those that decide for a flow only if they have not been asked about this one."""
         head = bytes(parts[0][:LOOK]) if len(parts) == 1 else _joined(parts, LOOK)
-        malformed = of_flow is None and fault(head, length) != ""
-        places: list[Place] = []
         if of_flow is None:
-            places += [watch.place for watch in self._of_flow if watch.wants(head, length, direction, malformed)]
+            malformed = fault(head, length) != ""
+            of_flow = _decision(
+                [watch.place for watch in self._of_flow if watch.wants(head, length, direction, malformed)]
+            )
             if not malformed:
-                self._remember(head, direction, _decision(places))
+                self._remember(head, direction, of_flow)
         else:
-            places += of_flow.places
-        places += [watch.place for watch in self._of_packet if watch.wants(head, length, direction, malformed)]
-        return _decision(places)
+            malformed = False
+        more = [watch.place for watch in self._of_packet if watch.wants(head, length, direction, malformed)]
+        return _decision([*of_flow.places, *more]) if more else of_flow
 
     def _remember(self, head: bytes, direction: int, decision: Decision) -> None:
         """`decision` holds for every packet of the flow, if the frame belongs to one."""

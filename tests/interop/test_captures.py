@@ -16,8 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from pcap.classic import FILE, RECORD
+from pcap.filter import compile_filter
 from tests.interop.guest_tools import Server, echo
 from tests.interop.link_guests import WAYS, LinkGuest, exchange, serving
+from tests.pcap.filter.filter_frames import EXPRESSIONS
 from tests.tapdev.guests import environment, eventually
 
 pytestmark = [pytest.mark.program("tshark", "capinfos", "tcpdump", "curl")]
@@ -141,6 +144,23 @@ def check(file: Path) -> int:
     return counted
 
 
+def agree_with_tcpdump(file: Path) -> None:
+    """Filters want as many of the recorded frames as tcpdump says."""
+    recorded = []
+    data = file.read_bytes()
+    at = FILE.size
+    while at < len(data):
+        _, _, captured, length = RECORD.unpack_from(data, at)
+        recorded.append((data[at + RECORD.size : at + RECORD.size + captured], length))
+        at += RECORD.size + captured
+    for text in EXPRESSIONS[::5]:
+        wanted = compile_filter(text)
+        argv = ["tcpdump", "-n", "-r", file, "--count", "--", text]
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        if "rejects all packets" not in said.stderr:
+            assert said.stdout.split()[0] == str(sum(wanted(frame, length) for frame, length in recorded)), text
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -164,6 +184,7 @@ def test_nobody_complains_about_a_capture(directory, ports, tmp_path, options):
             audit = made.asks("audit", "--json")
         for name in ("all.pcapng", "all.pcap", "followed.pcapng"):
             assert check(tmp_path / name) > 50
+        agree_with_tcpdump(tmp_path / "all.pcap")
         assert check(tmp_path / "dns.pcapng") >= 2
         assert check(tmp_path / "bad.pcapng") == 0
         lengths = {int(length) for length in tshark(file, "-T", "fields", "-e", "ip.len") if length}
