@@ -18,8 +18,8 @@ SOMETIMES: Final = (
     "emfile", "enobufs", "eagain", "short_write", "spurious_event", "udp_unreachable", "udp_enobufs", "dns_dead",
     "dns_lying", "dns_refused", "dns_servfail", "small_tables", "small_window", "offload", "seq_wrap", "forward",
     "forward_refused", "zero_window", "fragment", "dhcp", "tcp_dns", "ping_lost", "stranger",
-    "ipv6", "no_ipv6", "nat64", "ipv6_changes", "router", "no_router", "neighbour", "fragment6", "ping6", "icmp6",
-    "dhcpv6", "too_big", "dns6",
+    "ipv6", "no_ipv6", "nat64", "ipv6_changes", "router", "no_router", "neighbour", "asked", "fragment6", "ping6",
+    "icmp6", "dhcpv6", "too_big", "dns6",
 )
 # fmt: on
 

@@ -161,6 +161,7 @@ class Guest6:
         target = packet.payload[4:20]
         if target not in self.mine:
             return
+        self.stack.faults.counts["asked"] += 1
         to = packet.source if packet.source != UNSPECIFIED else ALL_NODES
         told = b"\x60\0\0\0" + target + bytes((TARGET_MAC, 1)) + self.mac
         message = icmp6_message(target, to, NEIGHBOUR_ADVERTISEMENT, 0, told)

@@ -149,3 +149,16 @@ def test_i11_each_lie_of_a_router_is_seen(plant: Any, change: dict[str, Any], sa
 
     plant(RouterAdvertisement, "encode", encode)
     assert said in broken6()
+
+
+def test_i12_a_guest_who_has_not_spoken_yet_is_asked(plant: Any) -> None:
+    """Who calls the guest's IPv6 address before he used it finds him by a neighbour solicitation."""
+    plans = [
+        TcpPlan(1, 0.0, "2001:db8:1::1", 2001, EndPlan([(0.1, 100)]), EndPlan([(0.1, 70)], "after"), forward=True),
+    ]
+    plant("tests.sim.guest6.Guest6.begin", lambda _self: None)
+    outcome = run(scenario6(tcp=plans, udp=[], pings=[], lookups=[], dhcpv6=False))
+    assert not outcome.broken
+    assert outcome.faults["asked"]
+    plant("vpnkit.net.lan.Station.ask", lambda *_arguments: None)
+    assert "I12" in broken6(tcp=plans, udp=[], pings=[], lookups=[], dhcpv6=False)

@@ -247,13 +247,17 @@ class World:
 
     async def _serve_forward(self, made: TcpSocket, plan: TcpPlan) -> None:
         assert made.side is not None
-        if not self.network.guests:
+        called = self.guest.local_for(address(plan.address))
+        holder = await self.network.lan.resolve(called)
+        guest = next((guest for guest in self.network.guests if holder and guest.station is holder.station), None)
+        if guest is None:
+            perfect = not self.scenario.faults and not self.scenario.incidents
+            self.expect(not perfect, "I12", "the guest was asked who he is, and not found")
             made.side.causes.append("no guest")
             made.close()
             return
         try:
-            called = self.guest.local_for(address(plan.address))
-            await self.network.guests[0].calls.join(made, called, plan.port)  # type: ignore[arg-type]
+            await guest.calls.join(made, called, plan.port)  # type: ignore[arg-type]
         except OSError as error:
             made.side.causes.append(str(error))
 
