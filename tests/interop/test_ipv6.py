@@ -14,7 +14,20 @@ import sys
 
 import pytest
 
-from tests.interop.guest_tools import ALIAS, GUEST, Server, digest_of, echo, running, stream, vpnkit_run, wait_for
+from tests.interop.guest_tools import (
+    ALIAS,
+    GUEST,
+    Directory,
+    Server,
+    digest_of,
+    echo,
+    receive_exactly,
+    received,
+    running,
+    stream,
+    vpnkit_run,
+    wait_for,
+)
 from tests.interop.lab6 import ALIAS6, FAR6, GATEWAY6, GUEST6, HOST6, PREFIX6, REMOTE6, Lab6, guest6
 from tests.interop.link_guests import TAP, download, exchange, serving, upload
 from tests.interop.servers import WebServer
@@ -38,9 +51,14 @@ def lab6():
 
 
 @pytest.fixture(scope="module")
-def web6(lab6, served_files):
+def files(served_files):
     (served_files / "page").write_text("a page of the host\n")
-    with WebServer(lab6.host, served_files, "::1") as server:
+    return served_files
+
+
+@pytest.fixture(scope="module")
+def web6(lab6, files):
+    with WebServer(lab6.host, files, "::1") as server:
         yield server
 
 
@@ -219,10 +237,9 @@ def test_nobody_there(lab6, either):
 
 
 @pytest.fixture(scope="module")
-def web_inside(only6, served_files):
+def web_inside(only6, files):
     """At port 80 of the guest that has no IPv4."""
-    (served_files / "page").write_text("a page of the host\n")
-    with WebServer(only6.namespace, served_files, "::", 80) as server:
+    with WebServer(only6.namespace, files, "::", 80) as server:
         yield server
 
 
@@ -308,6 +325,34 @@ def test_status_flows_and_guests(lab6, instance, only6):
     assert guest["ip"] is None
     assert {address, *only6.addresses("link")} == set(guest["addresses"])
     assert f" {address} " in instance.command("guests")
+
+
+def test_the_control_api_and_the_guests_api_by_ipv6(lab6, peer_program, files):
+    """An instance answers at [::1] on the host, and at port 80 of the gateway's IPv6 address; a guest that has no IPv4
+    gets its forward."""
+    with lab6.host.listen("::1") as probe:
+        port = probe.getsockname()[1]
+    with Directory() as directory:
+        token = directory / "token"
+        options = ("--gateway-api", "--control-tcp", f"[::1]:{port}", "--control-token-file", str(token))
+        with (
+            serving(lab6.host, ["qemu:{d}/qemu"], *options) as instance,
+            guest6(peer_program, instance) as guest,
+            WebServer(guest.namespace, files, "::", 80),
+        ):
+            body = json.dumps({"local": "[::1]:8093", "remote": f"[{guest.wait_address()}]:80"})
+            expose = f"http://[{GATEWAY6}]/services/forwarder/expose"
+            guest.run("curl", "-sSf", "-X", "POST", "-d", body, expose)
+            assert fetch(lab6.host, "[::1]:8093") == "a page of the host\n"
+            header = f"Authorization: Bearer {token.read_text().strip()}"
+            guests = lab6.host.run("curl", "-sSf", "-H", header, f"http://[::1]:{port}/v1/guests")
+            assert guest.addresses()[0] in json.loads(guests)[0]["addresses"]
+            tunnel = f"POST /tunnel?ip={guest.addresses()[0]}&port=80 HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n"
+            with lab6.host.connect("::1", port) as made:
+                made.sendall(tunnel.encode())
+                assert receive_exactly(made, 2) == b"OK"
+                made.sendall(b"GET /page HTTP/1.0\r\n\r\n")
+                assert b"".join(received(made)).endswith(b"a page of the host\n")
 
 
 # vpnkit run

@@ -233,3 +233,16 @@ def test_tcp_over_a_smaller_link_of_the_host(lab6, guest):
     with Server(lab6.remote.listen(REMOTE6), echo) as server, guest.connect(REMOTE6, server.port) as client:
         exchange(client, 4 << 20, seed=9)
     assert server.failures == []
+
+
+# DSCP
+
+
+def test_the_dscp_goes_on_and_ecn_does_not(lab6, guest):
+    with bound(lab6.far, FAR6) as server, udp_socket(guest) as made:
+        server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+        for mine, wanted in ((0, 0), (0xB8, 0xB8), (0xBA, 0xB8), (2, 0), (0, 0)):
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, mine)
+            made.sendto(b"x", server.getsockname())
+            [(_, _, heard)] = server.recvmsg(100, 100)[1]
+            assert struct.unpack("=i", heard) == (wanted,)
