@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from vpnkit.net.captures import Captures
     from vpnkit.proto.dns_upstreams import Server
+    from vpnkit.proto.http_proxy import ProxyConfig
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
@@ -55,6 +56,8 @@ class NetSettings:
     udp_filtering: str = "address"  # who may answer a guest's datagram; see NetworkOptions
     nat64: bool = False  # IPv4 hosts under 64:ff9b::/96
     isolate: bool = False  # guests may not speak to each other
+    http_proxy: ProxyConfig | Path | None = None  # of guests' web traffic
+    snaplen: int | None = None  # octets that all.pcap keeps of a packet; None: as is usual
     capture: bool = True  # rings of the last packets are kept in memory
     ring_file: Path | None = None  # a directory in which they outlive the process
     ipv6: str = "auto"  # what is offered of it; a key of IPV6_OFFERS
@@ -157,6 +160,18 @@ def bind_network(text: str) -> IPv4Network | IPv6Network:
 
 
 def parsed(parse: Callable[[str], object], *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
+def http_proxy(text: str) -> ProxyConfig | Path:
+    """A proxy, or the path of a file that is there."""
+    from vpnkit.proto.http_proxy import UPSTREAM, from_url, parse_upstream
+
+    if "://" not in text and Path(text).exists():
+        return Path(text)
+    if "://" not in text and not UPSTREAM.fullmatch(text):
+        raise ValueError(f"{text!r} is neither a file nor a proxy like http://proxy.example:3128")
+    parse_upstream(text)
+    return from_url(text)
+
+
     """A click option whose text, or each of whose texts, goes through `parse`."""
 
     def convert(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
@@ -280,6 +295,14 @@ OPTIONS: Final = (
         "IPv6 is offered then also where this host has none.",
     ),
     *LEASE_OPTIONS,
+    parsed(
+        http_proxy,
+        "--http-proxy",
+        metavar="FILE|URL",
+        help="What guests' web traffic goes by: http://, https:// or socks5://[USER:PASSWORD@]HOST:PORT, or a JSON "
+        "file as the original's --http, read again when it changes.  Guests have a proxy at the gateway's ports 3128 "
+        "and 3129, and what they send to ports 80 and 443 is taken there.",
+    ),
     click.option("--no-capture", is_flag=True, help="Keep no packets in memory, and let nobody capture any."),
     click.option(
         "--ring-file",
@@ -391,6 +414,7 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         nat64=options["nat64"],
         isolate=options["isolate"],
         capture=not options["no_capture"],
+        http_proxy=options["http_proxy"],
         ring_file=options["ring_file"],
         leasing=leases_from(options),
         ipv6=offer_from(options),

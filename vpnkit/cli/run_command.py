@@ -78,6 +78,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
 
     forwards = [str(spec) for specs in publish for spec in specs]
     ours = settings.control is not None or settings.name != DEFAULT_NAME
+            http_proxy=settings.http_proxy,
     control = settings.control_path if ours else None
     return run(
         list(command),

@@ -104,6 +104,7 @@ def serve(
         isolate=settings.isolate,
         captures=settings.captures(),
         connect_mtu=mtu or DEFAULT_MTU[Kind.STDIO],
+        http_proxy=settings.http_proxy,
     )
     if any(spec.kind is not Kind.TAP for spec in links):
         enable_fast_sums()  # now, not in the middle of a guest's first transfer

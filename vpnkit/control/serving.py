@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vpnkit.control.captures import capture_routes
 from vpnkit.control.guest_api import GuestApi
 from vpnkit.control.gvproxy_forwards import GvproxyForwards
+from vpnkit.control.http_proxy import http_proxy_routes
 from vpnkit.control.instance import instance_router
 from vpnkit.control.tcp import listening_tcp, place_of, serve_tcp
 from vpnkit.net.operator import NetworkOperator
@@ -36,7 +37,8 @@ def start_control(
     """
     operator = NetworkOperator(network)
     forwards = GvproxyForwards(operator)
-    router = instance_router(operator, capture_routes(network.options.captures), *tables, forwards=forwards)
+    own = (capture_routes(network.options.captures), http_proxy_routes(network.http_proxy.service))
+    router = instance_router(operator, *own, *tables, forwards=forwards)
     if network.plan.gateway_api:
         nursery.start_soon(GuestApi(operator, forwards, network.plan.gateway_names).run, network)
     if tcp is None:

@@ -86,6 +86,16 @@ class GuestStream(trio.abc.HalfCloseableStream):
         self._reading = ConflictDetector("another task is reading from this stream")
         self._writing = ConflictDetector("another task is writing to this stream")
 
+    @property
+    def key(self) -> bytes:
+        """The guest's and the called address, 4 or 16 octets each, and the two ports."""
+        return self._flow.key
+
+    @property
+    def guest(self) -> FlowHost:
+        """Whose connection it is."""
+        return self._flow.guest
+
     def _check(self) -> None:
         if self._closed:
             raise trio.ClosedResourceError("this stream was closed")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from vpnkit.flow.stream import GuestStream
     from vpnkit.net.guest import Guest
+    from vpnkit.net.http_proxying import HttpProxying
+    from vpnkit.net.policy import Host
     from vpnkit.services.dhcp import DhcpAnswer, DhcpService
     from vpnkit.services.dhcpv6 import Dhcpv6Service
     from vpnkit.services.dns import DnsService
@@ -37,6 +39,7 @@ class Gateway:
         self.on_lease: Callable[[Guest, bytes, bytes], None] = lambda guest, ip, mac: None  # likewise
         self.ntp = NtpService()
         self.more: Mapping[Service, StreamService] = {}  # likewise
+        self.http_proxy: HttpProxying | None = None  # likewise; None: there is none
         self._guest = guest
         self._dhcp = dhcp
         self._offers = Offers(guest, dhcp, nursery)
@@ -115,7 +118,13 @@ class Gateway:
 
     def serves(self, service: Service) -> bool:
         """Whether there is somebody to have a connection to `service`."""
+        if service is Service.HTTP_PROXY:
+            return self.http_proxy is not None and self.http_proxy.is_configured()
         return service is Service.DNS or service in self.more
+
+    def intercepts(self, aim: Host) -> bool:
+        """Whether a connection to `aim` is for the HTTP proxy."""
+        return self.http_proxy is not None and self.http_proxy.intercepts(aim)
 
     def serve(self, service: Service, stream: GuestStream, source: bytes) -> None:
         """Let a service of the gateway have a connection of the guest."""
@@ -124,7 +133,10 @@ class Gateway:
     async def _serve_stream(self, service: Service, stream: GuestStream, source: bytes) -> None:
         try:
             await stream.wait_open()
-            await (self.more.get(service) or self._serve_dns)(stream, source)
+            if service is Service.HTTP_PROXY and self.http_proxy is not None:
+                await self.http_proxy.serve(stream, source)
+            else:
+                await (self.more.get(service) or self._serve_dns)(stream, source)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except Exception:  # the containment boundary of one connection

@@ -22,6 +22,7 @@ from vpnkit.flow import host as host_sockets
 from vpnkit.flow.poller import Poller
 from vpnkit.net.events import EventHub, ForwardAdded, ForwardRemoved, GuestCame, GuestLeft, LeaseGiven, Warned
 from vpnkit.net.guest import Guest
+from vpnkit.net.http_proxying import HttpProxying
 from vpnkit.net.identities import Identities
 from vpnkit.net.lan import Lan
 from vpnkit.net.lease_options import LeaseOptions
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from vpnkit.net.plan import Plan
     from vpnkit.net.policy import Service
     from vpnkit.proto.dns_upstreams import Server
+    from vpnkit.proto.http_proxy import ProxyConfig
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ class NetworkOptions:
     allowed_bind_addresses: Sequence[IPv4Network | IPv6Network] = ()  # that forwards may listen on; empty: any
     port_helper: str | None = None  # the path of who binds ports that we may not
     captures: Captures | None = None  # what every guest's frames are shown to
+    http_proxy: ProxyConfig | Path | None = None  # what guests' web traffic goes by, or the file that says it
     connect_mtu: int = 1500  # octets, of guests that come by the control socket's /connect
     rng: random.Random = field(default_factory=random.SystemRandom)
     host: HostSockets = host_sockets  # the host's network, and
@@ -114,6 +117,7 @@ class Network:
         self.dns = resolver_for(plan, options, self.ipv6, self.lan, self.dhcp)
         self.names = self.dns.names
         self.zones = self.dns.zones  # of the operator, which may change at run time
+        self.http_proxy = HttpProxying(plan, options)
         self.dhcpv6 = dhcpv6_server(plan, self.lan)
         self._dhcpv6_service = Dhcpv6Service(self.dhcpv6, lambda: self.ipv6.offered) if self.dhcpv6 else None
         self._identities = Identities(self.dhcp, lambda mac: any(guest.station.mac == mac for guest in self.guests))
@@ -208,6 +212,7 @@ class Network:
                 self.dhcp.reserve(mac, ip.packed)
             guest.gateway.on_lease = self._lease_given
             guest.gateway.more = self.services
+            guest.gateway.http_proxy = self.http_proxy
             self.guests.append(guest)
             self.events.publish(GuestCame(time=self.events.now(), guest=guest_report(guest)))
             task_status.started(guest)
@@ -271,6 +276,7 @@ class Network:
     def _admit(self) -> bool:
         """Whether one more host socket is within the limit."""
         used = sum(len(guest.poller) for guest in self.guests) + self.ways_in.unpolled
+        used += self.http_proxy.service.streams
         return used < self._limit and used + self.forwards.listeners < self._descriptors
 
     def _admit_of(self, guest: Guest) -> bool:

@@ -8,6 +8,8 @@ from enum import Enum, auto
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from vpnkit.proto.http_proxy import HTTP_PORT, HTTPS_PORT
+
 if TYPE_CHECKING:
     from vpnkit.net.plan import Plan
 
@@ -42,6 +44,7 @@ class Service(Enum):
     NTP = auto()
     ECHO = auto()
     API = auto()  # gvproxy's, for guests
+    HTTP_PROXY = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,8 @@ def _gateway(protocol: Protocol, port: int, dhcp_port: int, dhcp: Service, plan:
     if protocol is Protocol.TCP and port == API_PORT and plan.gateway_api:
         return Service.API
     return Refuse.CLOSED
+    if protocol is Protocol.TCP and port in (HTTP_PORT, HTTPS_PORT):
+        return Service.HTTP_PROXY
 
 
 def _host(protocol: Protocol, port: int, plan: Plan, loopback: str) -> Target:

@@ -191,6 +191,8 @@ class TcpTable:
     def _syn(self, packet: IpPacket, segment: Segment, key: bytes, source_mac: bytes, now: float) -> None:
         guest = self._guest
         aim = target(Protocol.TCP, packet.destination, segment.destination_port, guest.plan, nat64=guest.nat64)
+        if isinstance(aim, Host) and guest.gateway.intercepts(aim):
+            aim = Service.HTTP_PROXY
         if aim is Refuse.SILENT:
             guest.count("tcp_bad_destination")
             return
