@@ -75,8 +75,11 @@ def vpnkit() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own); returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = vpnkit.main(args=argv, prog_name="vpnkit", standalone_mode=False)
+        status = _original(words)
+        if status is None:
+            status = vpnkit.main(args=words, prog_name="vpnkit", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
@@ -90,6 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         return _explain(error)
     return status if isinstance(status, int) else 0
+
+
+def _original(words: list[str]) -> int | None:
+    """The exit status of a command line of the original VPNKit's; None for one of ours."""
+    if not words or not words[0].startswith("--"):
+        return None
+    from vpnkit.cli.original.flags import is_original
+
+    if not is_original(words[0]):
+        return None
+    from vpnkit.cli.original.start import start
+
+    return start(words)
 
 
 def _explain(error: BaseException) -> int:

@@ -58,6 +58,7 @@ class NetSettings:
     isolate: bool = False  # guests may not speak to each other
     http_proxy: ProxyConfig | Path | None = None  # of guests' web traffic
     snaplen: int | None = None  # octets that all.pcap keeps of a packet; None: as is usual
+    snaplen: int | None = None  # octets that all.pcap keeps of a packet; None: as is usual
     capture: bool = True  # rings of the last packets are kept in memory
     ring_file: Path | None = None  # a directory in which they outlive the process
     ipv6: str = "auto"  # what is offered of it; a key of IPV6_OFFERS
@@ -76,11 +77,12 @@ class NetSettings:
 
     def captures(self) -> Captures | None:
         """The captures of an instance, or None.  Raises ConfigError."""
+        from pcap.rules import default_rules
         from vpnkit.net.captures import Captures
 
         if not self.capture:
             return None
-        captures = Captures()
+        captures = Captures(None if self.snaplen is None else default_rules(self.snaplen))
         if self.ring_file is not None:
             captures.keep(self.ring_file)
         return captures

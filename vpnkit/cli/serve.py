@@ -38,7 +38,7 @@ from vpnkit.net.network import Network, NetworkOptions
 from vpnkit.wire.checksum import enable_fast_sums
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from portfwd.mux.address import ForwarderAddress
@@ -66,11 +66,14 @@ def serve(
     mtu: int | None = None,
     ready_fd: int | None = None,
     forwarder: ForwarderAddress | None = None,
+    also: Callable[[Network, trio.Nursery, ExitStack], Awaitable[None]] | None = None,
+    quiet: bool = False,
 ) -> int:
     """Serve until a signal, or until no link can bring a guest any more; returns the exit status.
 
-    `mtu` is for every link; None leaves it to each.  `forwarder` is where the forwarder in the guest is.  Raises what
-    stands in the way of the start, with everything closed and unlinked.
+    `mtu` is for every link; None leaves it to each.  `forwarder` is where the forwarder in the guest is.  `also`
+    starts what else belongs to it; with `quiet` there is no ready line.  Raises what stands in the way of the start,
+    with everything closed and unlinked.
     """
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
@@ -104,7 +107,6 @@ def serve(
         isolate=settings.isolate,
         captures=settings.captures(),
         connect_mtu=mtu or DEFAULT_MTU[Kind.STDIO],
-        http_proxy=settings.http_proxy,
     )
     if any(spec.kind is not Kind.TAP for spec in links):
         enable_fast_sums()  # now, not in the middle of a guest's first transfer
@@ -132,12 +134,15 @@ def serve(
                 if settings.p9 is not None:
                     p9_listener = closing.enter_context(_listening(settings.p9, adopted, *P9_SOCKET))
                     nursery.start_soon(serve_p9, p9_listener, instance_tree(network))
+                if also is not None:
+                    await also(network, nursery, closing)
                 nursery.start_soon(_run, sources, network, nursery.cancel_scope)
                 nursery.start_soon(manager.feed_watchdog)
                 urls = [str(source.spec) for source in sources]
                 on_stdio = any(spec.kind is Kind.STDIO for spec in links)
                 line = ready_line(str(settings.control_path), urls, exposed, control_tcp)
-                _say(line, STDERR if on_stdio else STDOUT)
+                if not quiet:
+                    _say(line, STDERR if on_stdio else STDOUT)
                 if ready_fd is not None:
                     write_ready(ready_fd)
                 manager.ready(f"Serving {plan.subnet} on {', '.join(urls)}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Final
+from typing import Final, TypeAlias
 
 from vpnkit.errors import ConfigError
 from vpnkit.wire.ipv6 import link_local
+
+# (tcp or udp, port) of the gateway -> IPv4 address and port
+GatewayForwards: TypeAlias = dict[tuple[str, int], tuple[str, int]]
 
 DEFAULT_SUBNET: Final = IPv4Network("192.168.65.0/24")
 DEFAULT_PREFIX6: Final = IPv6Network("fd65:7670:6e6b::/64")
@@ -40,6 +43,7 @@ class Plan:
     host: IPv4Address | None = None  # the alias of the host's loopback; default: the second address
     host_loopback: bool = True  # False: there is no alias
     guest: IPv4Address | None = None  # the first guest; default: the third address
+    last_guest: IPv4Address | None = None  # default: the last address
     prefix6: IPv6Network | None = DEFAULT_PREFIX6  # None: there is no IPv6
     mtu: int = 65520
     domain: str = ""
@@ -48,6 +52,8 @@ class Plan:
     gateway_names: tuple[str, ...] = GATEWAY_NAMES
     vm_names: tuple[str, ...] = VM_NAMES
     server_mac: bytes = field(default=SERVER_MAC)
+    # ports of the gateway that lead elsewhere, as the host sees it; whoever made the plan may change them
+    gateway_forwards: GatewayForwards = field(default_factory=dict, hash=False)
     gateway_api: bool = False  # guests may forward the host's ports to themselves, at port 80 of the gateway
 
     def __post_init__(self) -> None:
@@ -65,6 +71,8 @@ class Plan:
             if address in used:
                 raise ConfigError(f"{name} address {address} is already the {used[address]} address")
             used[address] = name
+        if self.last_guest is not None and not self.guest_ip <= self.last_guest < self.subnet.broadcast_address:
+            raise ConfigError(f"last guest address {self.last_guest} is not in {self.subnet} from {self.guest_ip} on")
         if self.prefix6 is not None and self.prefix6.prefixlen != 64:
             raise ConfigError(f"IPv6 prefix {self.prefix6} is no /64, which guests need to make their addresses")
         if not 576 <= self.mtu <= 65520:
@@ -121,4 +129,4 @@ class Plan:
 
     def pool(self) -> tuple[IPv4Address, IPv4Address]:
         """The first and the last address that guests may have (the gateway and the alias excepted)."""
-        return self.guest_ip, self.subnet.broadcast_address - 1
+        return self.guest_ip, self.last_guest or self.subnet.broadcast_address - 1

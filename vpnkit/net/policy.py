@@ -79,6 +79,9 @@ def target(protocol: Protocol, destination: bytes, port: int, plan: Plan, *, nat
 
 def _target4(protocol: Protocol, address: IPv4Address, port: int, plan: Plan) -> Target:
     if address == plan.gateway_ip:
+        forwarded = plan.gateway_forwards and plan.gateway_forwards.get((protocol.name.lower(), port))
+        if forwarded:
+            return Host(*forwarded)
         return _gateway(protocol, port, DHCP_SERVER_PORT, Service.DHCP, plan)
     if port == 0 and protocol is not Protocol.ICMP:
         return Refuse.SILENT

@@ -69,6 +69,7 @@ class UdpMapping:
     __slots__ = (
         "_marks",
         "_peers",
+        "_ports",
         "_socket",
         "_table",
         "_train",
@@ -119,6 +120,8 @@ class UdpMapping:
         self.routes: list[Route] = []  # the oldest first
         # a host address that may answer -> the address that the guest knows it by
         self._peers: dict[str, bytes] = {}
+        # of what a port of the gateway leads to: address and port, and under which port of the gateway it is known
+        self._ports: dict[Address, bytes] = {}
         # the header of the guest's last datagram, as it came: while it stays the same there is nothing to set
         self.ttl = self.tos = self.flags = -1
         self._marks = Marks()
@@ -147,12 +150,17 @@ class UdpMapping:
             self._table.drop_route(self.routes.pop(0))
         route = Route(self, destination, address)
         self.routes.append(route)
+        self.addressed = text((str(ip_address(destination[:-2])), address[1]))
+        self.remote = text(address)
+        if destination[:-2] == self._table.guest.plan.gateway_ip.packed:
+            if len(self._ports) >= MAX_PEERS:
+                del self._ports[next(iter(self._ports))]
+            self._ports[address] = destination
+            return route
         self._peers.pop(address[0], None)  # the last one called is the last one forgotten
         if len(self._peers) >= MAX_PEERS:
             del self._peers[next(iter(self._peers))]
         self._peers[address[0]] = destination[:-2]
-        self.addressed = text((str(ip_address(destination[:-2])), address[1]))
-        self.remote = text(address)
         return route
 
     def send(self, route: Route, payload: memoryview, gso_size: int) -> bool:
@@ -242,7 +250,7 @@ class UdpMapping:
 
     def knows(self, address: bytes) -> bool:
         """Whether the guest calls a peer by `address`."""
-        return address in self._peers.values()
+        return address in self._peers.values() or any(known[:-2] == address for known in self._ports.values())
 
     def on_ready(self, events: int) -> None:
         if events & HANGUP:
@@ -305,7 +313,11 @@ class UdpMapping:
 
     def _emit(self, source: Address | None, train: list[bytes], size: int, now: float) -> None:
         known_as = None
-        if source is not None:
+        port = 0
+        if source is not None and (found := self._ports and self._ports.get(source)):
+            known_as, port = found[:-2], int.from_bytes(found[-2:], "big")
+        elif source is not None:
+            port = source[1]
             known_as = self._peers.get(source[0]) or self._table.stranger(self, source[0])
         if source is None or known_as is None:
             self._table.guest.count("udp_filtered")  # and refreshes nothing (RFC 7857 section 7)
@@ -313,7 +325,7 @@ class UdpMapping:
         self._table.refresh(self, now)
         for data in train:
             self.bytes_to_guest += len(data)
-        self._table.emit(known_as, source[1], self, train, size)
+        self._table.emit(known_as, port, self, train, size)
 
     def _read_errors(self) -> list[HostError]:
         """Empty the socket's error queue, and tell the guest what the network said."""
@@ -322,8 +334,8 @@ class UdpMapping:
     def _network_error(self, error: HostError) -> None:
         """An ICMP error of the network about a datagram of ours.  It ends no mapping (RFC 4787 REQ-12)."""
         guest = self._table.guest
-        known_as = self._peers.get(error.destination[0]) if error.destination else None
-        if known_as is None or error.destination is None:
+        destination = self._known(error.destination) if error.destination else None
+        if destination is None:
             guest.count("udp_icmp_ignored")
             return
         problem = problem_of(error.version, error.kind, error.code)
@@ -332,8 +344,12 @@ class UdpMapping:
             return
         name = "time_exceeded" if problem in EXPIRIES else errno.errorcode.get(error.number, "error")
         guest.count(f"udp_{name.lower()}")
-        destination = known_as + error.destination[1].to_bytes(2, "big")
         guest.out.icmp_passed_on(error, self._quote(destination, error.data, len(error.data)))
+
+    def _known(self, address: Address) -> bytes | None:
+        """The address and port by which the guest knows a place of the host's network."""
+        known_as = self._peers.get(address[0])
+        return self._ports.get(address) or (None if known_as is None else known_as + address[1].to_bytes(2, "big"))
 
     def _quote(self, destination: bytes, data: bytes, length: int) -> bytes:
         """A datagram of `length` octets to `destination` (address and port), as the guest sent it; `data` begins it."""

@@ -7,7 +7,6 @@ import pwd
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 from pathlib import Path
 
@@ -173,32 +172,6 @@ def test_the_system_unit_is_closed_off(root: Path) -> None:
     shutil.copytree(CONTRIB / "vpnkit.service.d", root / "etc/systemd/system/vpnkit.service.d")
     status, said = analyze("security", "--offline=yes", "--threshold=25", "vpnkit.service", root=root)
     assert status == 0, said[-200:]
-
-
-def test_rootlesskits_command_line_is_ours(tmp_path: Path) -> None:
-    script = CONTRIB / "rootlesskit-vpnkit"
-    assert script.stat().st_mode & stat.S_IXUSR
-    program = tmp_path / "vpnkit"
-    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    program.chmod(0o755)
-    theirs = ["--ethernet", "/state dir/vpnkit-ethernet.sock", "--mtu", "1500"]
-    for more, host in (([], None), (["--host-ip", "0.0.0.0"], "none")):
-        done = subprocess.run(
-            [str(script), *theirs, *more],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        )
-        command, *words = done.stdout.splitlines()
-        assert command == "serve"
-        params = parsed(words)
-        (link,) = params["links"]
-        assert str(link) == "vmnet:/state dir/vpnkit-ethernet.sock"
-        assert (params["mtu"], params["host_ip"]) == (1500, host)
-    done = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "usage:" in done.stderr
 
 
 def test_the_image_starts_a_command_line_of_ours() -> None:
