@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import trio
 
+    from portfwd.auto.rules import Rule
     from portfwd.table import Forward
     from tapdev.netns import NamespaceGuest
     from vpnkit.control.routes import Router
@@ -51,15 +52,17 @@ def run(
     control_tcp: TcpControl | None = None,
     p9: Path | None = None,
     ipv6: str = "off",
+    auto: Rule | None = None,
 ) -> int:
     """Run `argv` as the first guest of the network `plan`; returns the exit status, 128+N for signal N.
 
     `control` is the path of the control socket; None for the default name, or one with our process id when another
     instance has that.  `control_tcp` is where it answers over TCP as well, `p9` where 9P is served.  `ipv6` is a key of
-    IPV6_OFFERS.  `options` is called when the namespace is on its way: to make NetworkOptions means to import
-    the network.  Raises what the network and the forwards raise.
+    IPV6_OFFERS, `auto` what is forwarded of what the command listens on.  `options` is called when the namespace is on
+    its way: to make NetworkOptions means to import the network.  Raises what the network and the forwards raise.
     """
     address6, gateway6 = _ipv6_inside(plan, ipv6)
+    inside = [str(plan.guest_ip), *([address6] if address6 else [])]
     config = GuestConfig(
         mac=guest_mac(1),
         mtu=plan.mtu,
@@ -71,6 +74,7 @@ def run(
         address6=address6,
         gateway6=gateway6,
         vnet_header=offload,
+        watch=auto is not None,
     )
     terminal = _own_terminal()
     try:
@@ -80,7 +84,7 @@ def run(
     signals = SignalDescriptor(FORWARDED)
     try:
         raise_descriptor_limit()  # the command was forked already and keeps its own
-        return _serve(guest, signals, plan, forwards, options, offload, control, control_tcp, p9)
+        return _serve(guest, signals, plan, forwards, options, offload, control, control_tcp, p9, auto, inside)
     except NamespaceError as error:
         return _fail(error)
     finally:
@@ -109,7 +113,10 @@ def _serve(
     control: Path | None,
     control_tcp: TcpControl | None,
     p9: Path | None,
+    auto: Rule | None,
+    inside: Sequence[str],
 ) -> int:
+    """`inside` are the guest's addresses."""
     import logging
 
     import trio
@@ -160,6 +167,10 @@ def _serve(
                     network.assign(guest_mac(1), plan.guest_ip)
                     for warning in guest.warnings:
                         log.warning("%s", warning)
+                    if auto is not None:
+                        from vpnkit.cli.auto import follow
+
+                        await nursery.start(follow, guest, network, auto, inside)
                     started = True
                     guest.start()
                     status.append(await guest.wait())

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from portfwd.spec import parse
+from portfwd.auto.rules import Rule, parse_rule
+from portfwd.spec import is_rule, parse
 from vpnkit.cli.logs import configure
 from vpnkit.cli.options import network_options, parsed, plan_from, settings_from
-from vpnkit.errors import VpnkitError
+from vpnkit.errors import ConfigError, VpnkitError
 
 DEFAULT_NAME: Final = "default"
 
@@ -19,19 +20,24 @@ if TYPE_CHECKING:
     from vpnkit.net.network import NetworkOptions
 
 
+def _published(text: str) -> list[Spec] | Rule:
+    return parse_rule(text) if is_rule(text) else parse(text)
+
+
 @click.command("run", context_settings={"allow_interspersed_args": False})
 @network_options
 @parsed(
-    parse,
+    _published,
     "-p",
     "--publish",
     metavar="SPEC",
     multiple=True,
     help="Forward a port of this host: [HOST_IP:]HOST_PORT:[GUEST_IP:]GUEST_PORT[/udp], or PORT, or ranges, or what "
-    "`vpnkit expose --help` has; may be repeated.",
+    "`vpnkit expose --help` has; or 'auto', whatever CMD listens on, 'auto:8000-9000,!8080,80=8080' only these, not "
+    "this one, that one elsewhere; may be repeated.",
 )
 @click.argument("command", metavar="CMD [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
-def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **options: Any) -> int:
+def run_command(command: tuple[str, ...], publish: tuple[list[Spec] | Rule, ...], **options: Any) -> int:
     """Run CMD in a network of its own.
 
     CMD gets a private network namespace (and a user namespace, without root) whose only link is this process: the
@@ -43,6 +49,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
     \b
     vpnkit run curl http://host.internal:8000/
     vpnkit run -p 8080:80 -- python3 -m http.server 80
+    vpnkit run -p auto -- python3 -m http.server 8000
     """
     configure(options["log_level"], options["log_json"])
     plan = plan_from(options)
@@ -76,7 +83,10 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
 
     from vpnkit.cli.run import run
 
-    forwards = [str(spec) for specs in publish for spec in specs]
+    rules = [item for item in publish if isinstance(item, Rule)]
+    if len(rules) > 1:
+        raise ConfigError("-p auto is there twice; one rule has it all, as in -p auto:8000-9000,!8080,80=8080")
+    forwards = [str(spec) for specs in publish if not isinstance(specs, Rule) for spec in specs]
     ours = settings.control is not None or settings.name != DEFAULT_NAME
             http_proxy=settings.http_proxy,
     control = settings.control_path if ours else None
@@ -90,4 +100,5 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec], ...], **opt
         control_tcp=settings.control_tcp,
         p9=settings.p9,
         ipv6=settings.ipv6,
+        auto=rules[0] if rules else None,
     )
