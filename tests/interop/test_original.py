@@ -224,6 +224,32 @@ def test_ports_of_the_gateway_by_a_file(program: Program, host: Namespace, scrip
             assert eventually(is_followed, SECONDS)
 
 
+def test_the_http_proxy_by_its_socket(program: Program, host: Namespace, script: Path, tmp_path: Path) -> None:
+    file = tmp_path / "http.json"
+    file.write_text("{}")
+    words = ("--http", str(file), "--http-api-path", "{d}/api")
+    with original(host, *words, wait_for=("vmnet", "api")) as running, guest_of(program, running) as guest:
+        guest.dhcp(script)
+
+        def asked(request: bytes) -> bytes:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(SECONDS)
+                connection.connect(running.path("api"))
+                connection.sendall(request)
+                return connection.makefile("rb").read()
+
+        get = b"GET /http_proxy.json HTTP/1.0\r\nHost: unix\r\n\r\n"
+        assert b" 200 " in asked(get)
+        body = json.dumps({"http": "127.0.0.1:3129"}).encode()
+        head = b"POST /http_proxy.json HTTP/1.0\r\nHost: unix\r\nContent-Type: application/json\r\n"
+        assert b" 200 " in asked(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert b"127.0.0.1:3129" in asked(get)
+        assert b" 404 " in asked(b"GET /v1/status HTTP/1.0\r\nHost: unix\r\n\r\n")
+        with guest.connect(3128, "192.168.65.1") as client:  # the proxy answers at the gateway
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert client.makefile("rb").readline().startswith(b"HTTP/1.1 400 ")
+
+
 def test_rootlesskits_command_line(program: Program, host: Namespace, script: Path) -> None:
     words = ("--mtu", "1500", "--host-ip", "0.0.0.0")
     with original(host, *words) as running, guest_of(program, running) as guest:

@@ -58,7 +58,6 @@ class NetSettings:
     isolate: bool = False  # guests may not speak to each other
     http_proxy: ProxyConfig | Path | None = None  # of guests' web traffic
     snaplen: int | None = None  # octets that all.pcap keeps of a packet; None: as is usual
-    snaplen: int | None = None  # octets that all.pcap keeps of a packet; None: as is usual
     capture: bool = True  # rings of the last packets are kept in memory
     ring_file: Path | None = None  # a directory in which they outlive the process
     ipv6: str = "auto"  # what is offered of it; a key of IPV6_OFFERS
@@ -161,7 +160,6 @@ def bind_network(text: str) -> IPv4Network | IPv6Network:
         raise ValueError(f"{text!r} is neither an address like 127.0.0.1 nor a network like 127.0.0.0/8") from None
 
 
-def parsed(parse: Callable[[str], object], *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
 def http_proxy(text: str) -> ProxyConfig | Path:
     """A proxy, or the path of a file that is there."""
     from vpnkit.proto.http_proxy import UPSTREAM, from_url, parse_upstream
@@ -174,6 +172,7 @@ def http_proxy(text: str) -> ProxyConfig | Path:
     return from_url(text)
 
 
+def parsed(parse: Callable[[str], object], *declarations: str, **attributes: Any) -> Callable[[Command], Command]:
     """A click option whose text, or each of whose texts, goes through `parse`."""
 
     def convert(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
@@ -296,7 +295,6 @@ OPTIONS: Final = (
         help="Let guests reach IPv4 hosts by IPv6, under 64:ff9b::/96, and give names such addresses (DNS64); "
         "IPv6 is offered then also where this host has none.",
     ),
-    *LEASE_OPTIONS,
     parsed(
         http_proxy,
         "--http-proxy",
@@ -305,6 +303,7 @@ OPTIONS: Final = (
         "file as the original's --http, read again when it changes.  Guests have a proxy at the gateway's ports 3128 "
         "and 3129, and what they send to ports 80 and 443 is taken there.",
     ),
+    *LEASE_OPTIONS,
     click.option("--no-capture", is_flag=True, help="Keep no packets in memory, and let nobody capture any."),
     click.option(
         "--ring-file",
@@ -415,8 +414,8 @@ def settings_from(options: Mapping[str, Any]) -> NetSettings:
         udp_filtering=options["udp_filtering"],
         nat64=options["nat64"],
         isolate=options["isolate"],
-        capture=not options["no_capture"],
         http_proxy=options["http_proxy"],
+        capture=not options["no_capture"],
         ring_file=options["ring_file"],
         leasing=leases_from(options),
         ipv6=offer_from(options),

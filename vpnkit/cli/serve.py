@@ -104,6 +104,7 @@ def serve(
         leasing=settings.leasing,
         ipv6=settings.ipv6,
         nat64=settings.nat64,
+        http_proxy=settings.http_proxy,
         isolate=settings.isolate,
         captures=settings.captures(),
         connect_mtu=mtu or DEFAULT_MTU[Kind.STDIO],

@@ -37,7 +37,7 @@ FLAGS: Final = (
     Flag("port-forwards", "ADDRESS", "the forwarder in the VM: HyperKit's socket `connect`, for forwards of --port"),
     Flag("vsock-path", "ADDRESS", "another name for --port-forwards"),
     Flag("dns", "FILE", "name servers, followed; without it names are this host's resolver's to know"),
-    Flag("http", "FILE", "the configuration of an HTTP proxy, followed"),
+    Flag("http", "FILE", "the HTTP proxy that guests' web traffic goes by, as JSON, followed"),
     Flag("http-api-path", "PATH", "where the proxy's configuration is read and replaced"),
     Flag("hosts", "FILE", "names with addresses, followed; '' for none (/etc/hosts)"),
     Flag("host-names", "NAMES", "of the host alias, with commas (host.internal and others)"),

@@ -59,6 +59,7 @@ class Original:
     introspection: tuple[LinkSpec, ...] = ()
     diagnostics: tuple[LinkSpec, ...] = ()
     pcaps: tuple[LinkSpec, ...] = ()
+    http_api: LinkSpec | None = None
 
 
 def understand(given: Given) -> Original:
@@ -73,6 +74,7 @@ def understand(given: Given) -> Original:
     file = given.one("gateway-forwards")
     mtu = _number(given, "mtu", 576, MAX_MTU, ETHERNET)
     backlog = given.one("listen-backlog")
+    api = given.one("http-api-path")
     return Original(
         link=_socket("ethernet", ethernet),
         plan=_plan(given, mtu, dict(forwards)),
@@ -88,6 +90,7 @@ def understand(given: Given) -> Original:
         introspection=_sockets(given, "introspection"),
         diagnostics=_sockets(given, "diagnostics"),
         pcaps=_sockets(given, "pcap"),
+        http_api=None if api is None else _socket("http-api-path", api),
     )
 
 
@@ -114,13 +117,9 @@ def _port(value: object) -> int:
 
 
 def _refuse_what_is_missing(given: Given) -> None:
-    for name, words in (
-        ("http", "an HTTP proxy is not there yet"),
-        ("http-api-path", "an HTTP proxy is not there yet"),
-        ("forwards", "tunnels for outgoing connections are not there; --gateway-forwards is another thing, and is"),
-    ):
-        if name in given.values:
-            raise ConfigError(f"--{name}: {words}")
+    if "forwards" in given.values:
+        words = "tunnels for outgoing connections are not there; --gateway-forwards is another thing, and is"
+        raise ConfigError(f"--forwards: {words}")
 
 
 def _socket(flag: str, text: str) -> LinkSpec:
@@ -235,8 +234,10 @@ def _settings(given: Given) -> NetSettings:
     dns = given.one("dns")
     hosts = given.one("hosts")
     dhcp = given.one("dhcp-path")
-    if dhcp is not None and not Path(dhcp).is_file():
-        raise ConfigError(f"--dhcp-path {dhcp} is not a file")
+    http = given.one("http")
+    for flag, file in (("dhcp-path", dhcp), ("http", http)):
+        if file is not None and not Path(file).is_file():
+            raise ConfigError(f"--{flag} {file} is not a file")
     control = socket_path("default")
     name = f"ethernet-{os.getpid()}" if served_by(control) is not None else "default"
     connections = _number(given, "max-connections", 1, 1 << 20, 0)
@@ -245,6 +246,7 @@ def _settings(given: Given) -> NetSettings:
         hosts=(HOSTS if hosts is None else hosts,) if hosts != "" else (),
         max_connections=connections or None,
         allowed_bind_addresses=_bind_addresses(given),
+        http_proxy=None if http is None else Path(http),
         leasing=LeaseOptions(dhcp_json=None if dhcp is None else Path(dhcp)),
         name=name,
         log_level="info",

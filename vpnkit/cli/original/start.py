@@ -76,8 +76,11 @@ def _also(wanted: Original) -> Also:
     async def begin(network: Network, nursery: trio.Nursery, closing: ExitStack) -> None:
         from vpnkit.cli.original.endpoints import diagnostics, endpoint, pcap, serve_each
         from vpnkit.cli.original.state import State
+        from vpnkit.control.http import serve_http
+        from vpnkit.control.http_proxy import http_proxy_routes
         from vpnkit.control.p9.server import serve_p9
         from vpnkit.control.p9.tree import port_tree
+        from vpnkit.control.routes import Router
 
         state = State(network)
         tree = port_tree(network)
@@ -92,6 +95,9 @@ def _also(wanted: Original) -> Also:
             nursery.start_soon(serve_each, "diagnostics", listener, diagnostics(state))
         for spec in wanted.pcaps:
             nursery.start_soon(serve_each, "pcap", closing.enter_context(endpoint("pcap", spec)), pcap(network))
+        if wanted.http_api is not None:
+            router = Router(http_proxy_routes(network.http_proxy.service))
+            nursery.start_soon(serve_http, closing.enter_context(endpoint("http-api-path", wanted.http_api)), router)
         if wanted.forwards_file is not None:
             nursery.start_soon(follow, wanted.forwards_file, wanted.forwards, network.plan.gateway_forwards)
 

@@ -127,13 +127,15 @@ def test_rootlesskits() -> None:
 
 
 def test_docker_desktops(tmp_path: Path) -> None:
-    """Of docker/for-mac#5022, without the proxy."""
+    """Of docker/for-mac#5022."""
+    (tmp_path / "http.json").write_text("{}")
     (tmp_path / "dhcp.json").write_text("{}")
     (tmp_path / "f.json").write_text("[]")
     wanted = meant(
         f"--diagnostics fd:4 --pcap fd:5 --vsock-path vms/0/connect --gateway-forwards {tmp_path}/f.json"
         " --host-names host.docker.internal,docker.for.mac.host.internal --listen-backlog 32 --mtu 1500"
-        f" --allowed-bind-addresses 0.0.0.0 --dhcp {tmp_path}/dhcp.json --port-max-idle-time 300"
+        f" --allowed-bind-addresses 0.0.0.0 --http {tmp_path}/http.json --dhcp {tmp_path}/dhcp.json"
+        " --port-max-idle-time 300"
         " --max-connections 2000 --gateway-ip 192.168.65.1 --host-ip 192.168.65.2 --lowest-ip 192.168.65.3"
         " --highest-ip 192.168.65.254 --log-destination asl --gc-compact-interval 1800"
     )
@@ -143,6 +145,7 @@ def test_docker_desktops(tmp_path: Path) -> None:
     assert wanted.forwards_file == tmp_path / "f.json"
     assert wanted.plan.host_names == ("host.docker.internal", "docker.for.mac.host.internal")
     assert wanted.backlog == 32
+    assert wanted.settings.http_proxy == tmp_path / "http.json"
     assert wanted.settings.allowed_bind_addresses == ()
     assert wanted.settings.leasing.dhcp_json == tmp_path / "dhcp.json"
     assert wanted.settings.max_connections == 2000
@@ -227,6 +230,7 @@ def test_networks(line: str, subnet: str, pool: tuple[str, str]) -> None:
         ("--allowed-bind-addresses here", "--allowed-bind-addresses"),
         ("--max-connections 0", "--max-connections '0'"),
         ("--forwards /f", "tunnels"),
+        ("--http /no/such", "--http /no/such is not a file"),
     ],
 )
 def test_what_cannot_be(line: str, words: str) -> None:
