@@ -78,6 +78,7 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec] | Rule, ...]
             leasing=settings.leasing,
             ipv6=settings.ipv6,
             nat64=settings.nat64,
+            http_proxy=settings.http_proxy,
             captures=settings.captures(),
         )
 
@@ -88,7 +89,6 @@ def run_command(command: tuple[str, ...], publish: tuple[list[Spec] | Rule, ...]
         raise ConfigError("-p auto is there twice; one rule has it all, as in -p auto:8000-9000,!8080,80=8080")
     forwards = [str(spec) for specs in publish if not isinstance(specs, Rule) for spec in specs]
     ours = settings.control is not None or settings.name != DEFAULT_NAME
-            http_proxy=settings.http_proxy,
     control = settings.control_path if ours else None
     return run(
         list(command),
