@@ -84,15 +84,18 @@ class UnderAttack6(UnderAttack):
         self.victim.feed(frames6.tcp(bytes(size), src=src, dst=dst, hops=hops, **fields))
 
     @rule(
-        kind=st.integers(0, 6),
+        kind=st.sampled_from([1, 1, 2, 3, 4, 4, 0, 5]),
         code=st.integers(0, 7),
-        sport=PORTS | st.just(4446),
-        dport=PORTS,
+        sport=st.sampled_from([4446, 4446, 4446, 5000, 5001]),
+        dport=st.sampled_from([8080, 8080, 8080, 8081, 8082]),
         parameter=st.sampled_from([0, 68, 1279, 1280, 1500, 2**32 - 1]),
         seq=NUMBERS,
     )
     def icmp_error6(self, kind, code, sport, dport, parameter, seq):
-        """About a segment of ours, also of the honest connection; but not as if his kernel had refused that one."""
+        """About a segment of ours, also of the honest connection: its numbers are known to him."""
+        flow = self.victim.guest.tcp.flows.get(GUEST + REMOTE + struct.pack("!HH", sport, dport))
+        if flow is not None and flow.connection._heard:
+            seq += flow.connection.sender.una
         ours = frames.tcp_segment(sport=dport, dport=sport, seq=seq, src=REMOTE, dst=GUEST)
         quoted = frames.ipv6(ours, 6, src=REMOTE, dst=GUEST)
         self.victim.feed(frames6.icmp(kind, code, struct.pack("!I", parameter) + quoted, dst=REMOTE))
