@@ -170,7 +170,9 @@ def test_both_ways_at_once_to_another_host(lab6, either):
 
 @pytest.mark.slow
 @pytest.mark.program("iperf3")
-@pytest.mark.parametrize("way", [(), ("-R",), ("-u", "-b", "20M"), ("-u", "-b", "20M", "-R")], ids=" ".join)
+@pytest.mark.parametrize(
+    "way", [(), ("-R",), ("-u", "-b", "20M", "-l", "1400"), ("-u", "-b", "20M", "-l", "1400", "-R")], ids=" ".join
+)
 def test_iperf3(lab6, either, way):
     with lab6.remote.entered():
         server = subprocess.Popen(["iperf3", "-6", "-s", "-1"], stdout=subprocess.DEVNULL)
