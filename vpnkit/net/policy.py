@@ -123,11 +123,11 @@ def _gateway(protocol: Protocol, port: int, dhcp_port: int, dhcp: Service, plan:
         return dhcp
     if protocol is Protocol.UDP and port == NTP_PORT:
         return Service.NTP
+    if protocol is Protocol.TCP and port in (HTTP_PORT, HTTPS_PORT):
+        return Service.HTTP_PROXY
     if protocol is Protocol.TCP and port == API_PORT and plan.gateway_api:
         return Service.API
     return Refuse.CLOSED
-    if protocol is Protocol.TCP and port in (HTTP_PORT, HTTPS_PORT):
-        return Service.HTTP_PROXY
 
 
 def _host(protocol: Protocol, port: int, plan: Plan, loopback: str) -> Target:
