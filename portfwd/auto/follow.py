@@ -40,7 +40,8 @@ class Follower:
     """The forwards that one guest has because he listens.  One task at a time calls."""
 
     def __init__(self, name: str, rule: Rule, exposer: Exposer, *, least_port: int = 1) -> None:
-        """`name` is the guest's, for people; no port of the host below `least_port` is taken."""
+        """`name` is the guest's, for people; no port of the host below `least_port` is taken, unless the
+        rule names it."""
         self.name = name
         self.rule = rule
         self.forwarded: dict[tuple[str, int], Spec] = {}  # by protocol and port of the guest
@@ -88,7 +89,7 @@ class Follower:
             address = reached_at(listener, addresses)
             if host_port is None or address is None or (key in wanted and ":" in address):
                 continue
-            if host_port < self._least_port:
+            if host_port < self._least_port and not self.rule.names(*key):
                 self.problems[key] = f"ports of the host below {self._least_port} are not for guests"
                 continue
             if any(_leads_to(spec, key, addresses) for spec in others):

@@ -49,6 +49,10 @@ class Rule:
     host_address: str | None = None  # None: the loopback addresses
     protocols: frozenset[str] = BOTH
 
+    def names(self, protocol: str, port: int) -> bool:
+        """Whether a guest's port is there by its number, and not as one of all the others."""
+        return any(protocol in item.protocols and port in item.ports for item in self.items if not item.is_rest)
+
     def host_port(self, protocol: str, port: int) -> int | None:
         """The host's port for a guest's; None when it is not to be forwarded."""
         if protocol not in self.protocols:

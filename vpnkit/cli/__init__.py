@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "leases": ("vpnkit.cli.leases:leases", "The addresses that a running instance gave out."),
     "capture": ("vpnkit.cli.capture:capture", "The packets of a running instance: rings, files, live."),
     "helper": ("vpnkit.cli.helper:helper", "Bind ports below 1024 for vpnkit, as root."),
+    "agent": ("vpnkit.cli.agent:agent", "In a guest: let the host forward what listens here."),
     "doctor": ("vpnkit.cli.doctor:doctor", "What this machine allows, and how to mend what it does not."),
 }
 

@@ -10,30 +10,14 @@ import trio
 from portfwd.auto.follow import Follower
 from portfwd.auto.watch import Watcher
 from tapdev.bind_notices import BindNotices
+from vpnkit.control.agents import NetworkExposer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from portfwd.auto.rules import Rule
-    from portfwd.forward import Forward
     from tapdev.netns import NamespaceGuest
     from vpnkit.net.network import Network
-
-
-class NetworkExposer:
-    """The forward table of a network, for a Follower."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-
-    async def expose(self, text: str) -> Sequence[Forward]:
-        return await self._network.expose(text)
-
-    async def unexpose(self, text: str, *, connections: bool = False) -> Sequence[Forward]:
-        return await self._network.unexpose(text, connections=connections)
-
-    def list(self) -> Sequence[Forward]:
-        return self._network.forwards.list()
 
 
 async def follow(

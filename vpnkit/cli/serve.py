@@ -28,6 +28,7 @@ from tapdev.spec import DEFAULT_MTU, Kind
 from vpnkit.cli.activation import addresses, adopt, inherited_sockets
 from vpnkit.cli.limits import raise_descriptor_limit
 from vpnkit.cli.readiness import ServiceManager, ready_line, write_ready
+from vpnkit.control.agents import Agents
 from vpnkit.control.http import serve_http
 from vpnkit.control.listen import P9_SOCKET, listening
 from vpnkit.control.p9.server import serve_p9
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from portfwd.auto.rules import Rule
     from portfwd.mux.address import ForwarderAddress
     from tapdev.sources import Source
     from tapdev.spec import LinkSpec
@@ -66,14 +68,15 @@ def serve(
     mtu: int | None = None,
     ready_fd: int | None = None,
     forwarder: ForwarderAddress | None = None,
+    agents: Rule | None = None,
     also: Callable[[Network, trio.Nursery, ExitStack], Awaitable[None]] | None = None,
     quiet: bool = False,
 ) -> int:
     """Serve until a signal, or until no link can bring a guest any more; returns the exit status.
 
-    `mtu` is for every link; None leaves it to each.  `forwarder` is where the forwarder in the guest is.  `also`
-    starts what else belongs to it; with `quiet` there is no ready line.  Raises what stands in the way of the start,
-    with everything closed and unlinked.
+    `mtu` is for every link; None leaves it to each.  `forwarder` is where the forwarder in the guest is, `agents` what
+    agents in guests may have forwarded.  Raises what stands in the way of the start, with everything closed and
+    unlinked.
     """
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
@@ -126,6 +129,8 @@ def serve(
                     closing.callback(source.close)
                     sources.append(source)
                 listener = closing.enter_context(_listening(settings.control_path, adopted))
+                if agents is not None:
+                    Agents(network, agents)
                 if forwarder is not None:
                     await _use_forwarder(network, forwarder, nursery)
                 exposed = [str(forward.spec) for text in forwards for forward in await network.expose(text)]

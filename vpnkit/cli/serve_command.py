@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from portfwd.auto.rules import parse_rule
 from portfwd.mux.address import parse_forwarder
 from portfwd.spec import parse as parse_forward
 from tapdev.spec import Kind
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from portfwd.auto.rules import Rule
     from portfwd.mux.address import ForwarderAddress
     from portfwd.spec import Spec
     from tapdev.spec import LinkSpec
@@ -46,6 +49,15 @@ STANDARD_DESCRIPTORS: Final = 3
     help="Where the forwarder in the guest is, for HOST_PORT:unix:GUEST_PATH and ports of his 127.0.0.1: unix:PATH, "
     "tcp:HOST:PORT, vsock:CID[:PORT], hyperkit:DIRECTORY[:PORT] or fc-vsock:PATH[:PORT], port 62373 by default.",
 )
+@parsed(
+    parse_rule,
+    "--allow-agent",
+    metavar="[=RULE]",
+    is_flag=False,
+    flag_value="auto",
+    help="Let `vpnkit agent` in guests forward what listens there to themselves, by a rule as of `vpnkit run -p auto`; "
+    "ports below 1024 only where the rule names them.  [RULE: auto]",
+)
 @click.option(
     "--ready-fd",
     metavar="N",
@@ -56,6 +68,7 @@ def serve_command(
     links: tuple[LinkSpec, ...],
     publish: tuple[list[Spec], ...],
     forwarder: ForwarderAddress | None,
+    allow_agent: Rule | None,
     ready_fd: int | None,
     **options: Any,
 ) -> int:
@@ -87,7 +100,7 @@ def serve_command(
         -netdev stream,id=n,server=off,addr.type=unix,addr.path=/tmp/vm.sock
     """
     settings = settings_from(options)
-    plan = plan_from(options)
+    plan = replace(plan_from(options), agents=allow_agent is not None)
     if not links:
         raise click.UsageError(f"There is no --link, so nobody could come in; for QEMU: {EXAMPLE}.")
     _check_distinct(links, settings.control_path, settings.p9)
@@ -98,7 +111,9 @@ def serve_command(
     from vpnkit.cli.serve import serve
 
     forwards = [str(spec) for specs in publish for spec in specs]
-    return serve(links, plan, settings, forwards, mtu=options["mtu"], ready_fd=ready_fd, forwarder=forwarder)
+    return serve(
+        links, plan, settings, forwards, mtu=options["mtu"], ready_fd=ready_fd, forwarder=forwarder, agents=allow_agent
+    )
 
 
 def _check_distinct(links: Sequence[LinkSpec], control: Path, p9: Path | None) -> None:

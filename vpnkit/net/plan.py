@@ -55,6 +55,7 @@ class Plan:
     # ports of the gateway that lead elsewhere, as the host sees it; whoever made the plan may change them
     gateway_forwards: GatewayForwards = field(default_factory=dict, hash=False)
     gateway_api: bool = False  # guests may forward the host's ports to themselves, at port 80 of the gateway
+    agents: bool = False  # agents in guests may say what listens there, at port 62374 of the gateway
 
     def __post_init__(self) -> None:
         if self.subnet.prefixlen > 29:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DNS_PORT: Final = 53
 NTP_PORT: Final = 123
 API_PORT: Final = 80
+AGENT_PORT: Final = 62374  # portfwd.auto.report
 DHCP_SERVER_PORT: Final = 67
 DHCPV6_SERVER_PORT: Final = 547
 LOOPBACK: Final = "127.0.0.1"
@@ -44,6 +45,7 @@ class Service(Enum):
     NTP = auto()
     ECHO = auto()
     API = auto()  # gvproxy's, for guests
+    AGENT = auto()  # whom a guest's agent tells what listens there
     HTTP_PROXY = auto()
 
 
@@ -127,6 +129,8 @@ def _gateway(protocol: Protocol, port: int, dhcp_port: int, dhcp: Service, plan:
         return Service.HTTP_PROXY
     if protocol is Protocol.TCP and port == API_PORT and plan.gateway_api:
         return Service.API
+    if protocol is Protocol.TCP and port == AGENT_PORT and plan.agents:
+        return Service.AGENT
     return Refuse.CLOSED
 
 

@@ -136,4 +136,7 @@ async def test_ports_that_are_not_for_guests(table):
     follower = Follower("x", parse_rule("auto:*,22=2222"), table, least_port=1024)
     await follower.listeners_are({tcp(22), tcp(80)}, ADDRESSES)
     assert table.specs == ["2222:192.168.65.3:22"]
+    named = Follower("x", parse_rule("auto:80"), Table(), least_port=1024)
+    await named.listeners_are({tcp(80)}, ADDRESSES)
+    assert list(named.forwarded) == [("tcp", 80)]
     assert follower.problems == {("tcp", 80): "ports of the host below 1024 are not for guests"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
+from portfwd.auto.rules import parse_rule
 from portfwd.mux.address import ForwarderAddress
 from tests.tapdev.guests import environment
 from vpnkit.cli import main, vpnkit
@@ -58,7 +59,15 @@ def test_every_option_arrives(recorder: Recorder) -> None:
     assert (recorder.settings.isolate, recorder.settings.name) == (True, "vm")
     assert recorder.settings.dns == (Server("1.1.1.1"),)
     assert recorder.plan.mtu == 9000
-    assert recorder.more == {"mtu": 9000, "ready_fd": None, "forwarder": None}
+    assert recorder.more == {"mtu": 9000, "ready_fd": None, "forwarder": None, "agents": None}
+    assert not recorder.plan.agents
+
+
+@pytest.mark.parametrize(("option", "rule"), [("--allow-agent", "auto"), ("--allow-agent=auto:80", "auto:80")])
+def test_agents(recorder: Recorder, option: str, rule: str) -> None:
+    assert main(["serve", option, "--link", "stdio:"]) == 0
+    assert recorder.more["agents"] == parse_rule(rule)
+    assert recorder.plan.agents
 
 
 def test_a_forwarder(recorder: Recorder) -> None:
