@@ -75,8 +75,8 @@ def serve(
     """Serve until a signal, or until no link can bring a guest any more; returns the exit status.
 
     `mtu` is for every link; None leaves it to each.  `forwarder` is where the forwarder in the guest is, `agents` what
-    agents in guests may have forwarded.  Raises what stands in the way of the start, with everything closed and
-    unlinked.
+    agents in guests may have forwarded.  `also` starts what else belongs to it; with `quiet` there is no ready line.
+    Raises what stands in the way of the start, with everything closed and unlinked.
     """
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
