@@ -164,7 +164,7 @@ def http_proxy(text: str) -> ProxyConfig | Path:
     """A proxy, or the path of a file that is there."""
     from vpnkit.proto.http_proxy import UPSTREAM, from_url, parse_upstream
 
-    if "://" not in text and Path(text).exists():
+    if "://" not in text and Path(text).is_file():
         return Path(text)
     if "://" not in text and not UPSTREAM.fullmatch(text):
         raise ValueError(f"{text!r} is neither a file nor a proxy like http://proxy.example:3128")

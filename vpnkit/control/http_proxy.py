@@ -1,4 +1,7 @@
-"""The HTTP proxy's configuration, at the original's path: what GET says can be POSTed again, passwords included."""
+"""The HTTP proxy's configuration, at the original's path: what GET says can be POSTed again, passwords included.
+
+Answers are the original's, and so not those of our own API's document.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING
 from vpnkit.control.message import TEXT, Response
 from vpnkit.control.routes import Route
 from vpnkit.errors import ConfigError
-from vpnkit.proto.http_proxy import ProxyFile, parse_config
+from vpnkit.proto.http_proxy import parse_config
 
 if TYPE_CHECKING:
     from vpnkit.control.message import Request
@@ -36,17 +39,4 @@ def http_proxy_routes(proxy: HttpProxyService) -> list[Route]:
         proxy.replace(None)
         return Response(200, b"", "")
 
-    return [
-        Route(
-            "GET", PATH, get, "The HTTP proxy's configuration.", answers={200: ProxyFile}, errors={404: "none is set"}
-        ),
-        Route(
-            "POST",
-            PATH,
-            post,
-            "Replace the HTTP proxy's configuration, for requests and connections from now on.",
-            body=ProxyFile,
-            errors={400: "the configuration is wrong; what held before still holds"},
-        ),
-        Route("DELETE", PATH, delete, "Do without the HTTP proxy."),
-    ]
+    return [Route("GET", PATH, get), Route("POST", PATH, post), Route("DELETE", PATH, delete)]
