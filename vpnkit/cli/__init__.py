@@ -64,7 +64,8 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="`vpnkit COMMAND --help` tells what each command takes.",
+    epilog="`vpnkit COMMAND --help` tells what each command takes.  `vpnkit --ethernet --help` has the flags of the "
+    "original VPNKit, which are taken too.",
 )
 @click.version_option(__version__, prog_name="vpnkit")
 def vpnkit() -> None:
