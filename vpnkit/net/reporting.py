@@ -48,7 +48,7 @@ class NetworkReporter:
     def status(self) -> StatusReport:
         network = self._network
         plan = network.plan
-        counters = Counter(network.gone)
+        counters = network.gone + network.http_proxy.service.counters
         totals = Counter({key: counters.pop(key, 0) for key in TRAFFIC})
         flows = {"tcp": 0, "udp": 0, "icmp": 0}
         for guest in network.guests:

@@ -106,7 +106,7 @@ class Exchange:
             if request is None:
                 return False
             return await self._answer(request)
-        except (WireError, h11.RemoteProtocolError) as error:
+        except (WireError, h11.ProtocolError) as error:
             refusal = Refusal(400, str(error))
         except Stalled as error:
             refusal = Refusal(408 if self._server is None else 504, str(error))
@@ -295,7 +295,7 @@ class Exchange:
         try:
             while isinstance(event := await server.next_event(), h11.Data):
                 await client.send(h11.Data(data=bytes(event.data)))
-        except h11.RemoteProtocolError as error:
+        except h11.ProtocolError as error:
             raise trio.BrokenResourceError from error
         await client.send(h11.EndOfMessage())
         await self._drop_server()
