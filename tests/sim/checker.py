@@ -292,10 +292,10 @@ class FlowChecker:
             raise Broken(f"I1: flow {plan.number}: the guest read what no host wrote")
         if plan.forward:
             self._excuse(flow, guest, None, "a call of the host that is not there")
+        elif flow.errors and not guest.connected:
+            self._check_refusal(flow, guest)  # a host is there where the same SYN came once more, too late for the guest
         elif flow.errors and not flow.host:
-            if guest.connected:
-                raise Broken(f"I2: flow {plan.number}: connected to a host that did not answer")
-            self._check_refusal(flow, guest)
+            raise Broken(f"I2: flow {plan.number}: connected to a host that did not answer")
         else:
             self._excuse(flow, guest, None, f"the host was never asked: {brief(guest)}")
 
