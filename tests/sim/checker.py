@@ -293,7 +293,7 @@ class FlowChecker:
         if plan.forward:
             self._excuse(flow, guest, None, "a call of the host that is not there")
         elif flow.errors and not guest.connected:
-            self._check_refusal(flow, guest)  # a host is there where the same SYN came once more, too late for the guest
+            self._check_refusal(flow, guest)  # a host is there where the same SYN came once more, too late for him
         elif flow.errors and not flow.host:
             raise Broken(f"I2: flow {plan.number}: connected to a host that did not answer")
         else:
