@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ class Proxy:
         return f":{self.port} " in self._host.run("ss", "-Hltn")
 
     def close(self) -> None:
-        self._process.kill()
+        self._process.terminate()
         self._process.wait()
         with self._directory:
             pass
@@ -99,7 +100,7 @@ class Squid(Proxy):
     def command(self, path: Path) -> list[str]:
         (path / "conf").write_text(SQUID.format(port=self.port, directory=path))
         (path / "helper").write_text(HELPER)
-        return ["squid", "-N", "-f", str(path / "conf")]
+        return ["squid", "-N", "-n", f"vpnkit{os.getpid()}", "-f", str(path / "conf")]  # shared memory has that name
 
     def lines(self) -> list[tuple[str, str, str]]:
         """(method, URI, status) of what it was asked."""

@@ -214,7 +214,9 @@ async def test_connections_are_used_again():
         assert connections == [0, 0, 1, 1]
 
 
-async def test_a_connection_that_was_closed_meanwhile():
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_connection_that_was_closed_meanwhile(at_once):
+    """It is asked again, and nothing of what is behind the request gets lost."""
     async with http_lab() as lab:
         count = 0
 
@@ -227,10 +229,15 @@ async def test_a_connection_that_was_closed_meanwhile():
         port = await lab.server(serve)
         lab.configure("{}")
         client = lab.client()
+        if at_once:
+            await client.stream.send_all(f"GET http://a.example:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 3)
         for _ in range(3):
-            await client.say(f"GET http://a.example:{port}/ HTTP/1.1", "Host: x")
+            if not at_once:
+                await client.say(f"GET http://a.example:{port}/ HTTP/1.1", "Host: x")
             await client.until(b"hello")
         assert count == 3
+        await client.stream.send_eof()
+        assert await client.rest() == b""
 
 
 async def test_until_the_end():

@@ -34,6 +34,7 @@ class Client:
         self.h11 = h11.Connection(h11.SERVER)
         self.request: h11.Request | None = None
         self.responded = False  # a final response was begun
+        self._end: h11.EndOfMessage | None = None  # of the request
         self._received = bytearray()
 
     async def next_request(self) -> h11.Request | None:
@@ -41,6 +42,7 @@ class Client:
         Stalled, the last one only when a request was begun."""
         self.h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=http_head.MAX_HEAD)
         self.request = None
+        self._end = None
         self.responded = False
         with trio.move_on_after(IDLE_SECONDS):
             if not await self._skip_empty_lines():
@@ -84,19 +86,25 @@ class Client:
         return head
 
     async def next_event(self) -> h11.Data | h11.EndOfMessage:
-        """What comes of the body.  Raises h11.RemoteProtocolError and Stalled."""
-        while True:
+        """What comes of the body, and its end as often as it is asked for.
+
+        Raises h11.RemoteProtocolError and Stalled.
+        """
+        while self._end is None:
             event = self.h11.next_event()
             if event is not h11.NEED_DATA:
                 assert isinstance(event, h11.Data | h11.EndOfMessage), event
-                if isinstance(event, h11.EndOfMessage):
-                    self._received[:0] = self.h11.trailing_data[0]
+                if isinstance(event, h11.Data):
+                    return event
+                self._received[:0] = self.h11.trailing_data[0]
+                self._end = event
                 return event
             if self._received:
                 self.h11.receive_data(bytes(self._received))
                 self._received.clear()
             else:
                 self.h11.receive_data(await received(self.stream))
+        return self._end
 
     async def send(self, event: h11.Event) -> None:
         data = self.h11.send(event)
