@@ -28,7 +28,7 @@ class SimBackend:
     def fileno(self) -> int:
         raise AssertionError("nobody waits for a simulated descriptor")
 
-    def register(self, fd: int) -> None:
+    def register(self, fd: int, *, readable_only: bool = False) -> None:
         if fd in self.registered:
             raise FileExistsError(errno.EEXIST, "registered twice")
         self.registered.add(fd)
@@ -40,6 +40,9 @@ class SimBackend:
     def unregister(self, fd: int) -> None:
         self.registered.remove(fd)
         self.ready.pop(fd, None)
+
+    def closing(self, fd: int) -> None:
+        self.unregister(fd)
 
     def mark(self, fd: int) -> None:
         if fd in self.registered:

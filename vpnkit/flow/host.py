@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from vpnkit.flow import error_queue
 
+_SOCK_NONBLOCK: Final[int] = getattr(socket, "SOCK_NONBLOCK", 0)  # not on macOS
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # struct linger: close sends a RST
 IN_PROGRESS: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK, errno.EINTR})
 
@@ -201,6 +202,8 @@ def ping_socket(family: socket.AddressFamily = socket.AF_INET) -> tuple[socket.s
 
 def resolver_socket(family: socket.AddressFamily) -> socket.socket:
     """A non-blocking UDP socket for one question to one server.  Raises OSError."""
+    if _SOCK_NONBLOCK:
+        return socket.socket(family, socket.SOCK_DGRAM | _SOCK_NONBLOCK)
     made = socket.socket(family, socket.SOCK_DGRAM)
     made.setblocking(False)
     return made

@@ -44,14 +44,18 @@ if sys.platform == "linux":
             self.fileno = self._epoll.fileno
             self.close = self._epoll.close
             self._interest = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+            self._readable = select.EPOLLIN | select.EPOLLET
             # select.epoll bits to ours, for every combination that occurs; filled as they occur
             self._meaning: dict[int, int] = {}
 
-        def register(self, fd: int) -> None:
-            self._epoll.register(fd, self._interest)
+        def register(self, fd: int, *, readable_only: bool = False) -> None:
+            self._epoll.register(fd, self._readable if readable_only else self._interest)
 
         def unregister(self, fd: int) -> None:
             self._epoll.unregister(fd)
+
+        def closing(self, fd: int) -> None:
+            """epoll(7), question 6: no other descriptor is for the same socket, so it leaves the set."""
 
         def poll(self) -> list[tuple[int, int]]:
             return self._epoll.poll(0, MAX_EVENTS)
@@ -90,11 +94,18 @@ else:
                 0,
             )
 
-        def register(self, fd: int) -> None:
+        def register(self, fd: int, *, readable_only: bool = False) -> None:
+            if readable_only:
+                flags = select.KQ_EV_ADD | select.KQ_EV_CLEAR
+                self._kqueue.control([select.kevent(fd, select.KQ_FILTER_READ, flags)], 0)
+                return
             self._control(fd, select.KQ_EV_ADD | select.KQ_EV_CLEAR)
 
         def unregister(self, fd: int) -> None:
             self._control(fd, select.KQ_EV_DELETE)
+
+        def closing(self, fd: int) -> None:
+            """kqueue(2): its events go when it is closed."""
 
         def poll(self) -> list[tuple[int, int]]:
             found: dict[int, int] = {}
@@ -120,8 +131,9 @@ class Backend(Protocol):
     """What knows which descriptors are ready: the kernel, or a simulation of it."""
 
     def fileno(self) -> int: ...
-    def register(self, fd: int) -> None: ...
+    def register(self, fd: int, *, readable_only: bool = False) -> None: ...
     def unregister(self, fd: int) -> None: ...
+    def closing(self, fd: int) -> None: ...
     def poll(self) -> list[tuple[int, int]]: ...
     def meaning(self, bits: int) -> int: ...
     def close(self) -> None: ...
@@ -148,6 +160,16 @@ class Poller:
         """Forget `fd`, before it is closed.  An unknown one is ignored."""
         if self._handlers.pop(fd, None) is not None:
             self._backend.unregister(fd)
+
+    def register_reader(self, fd: int, handler: Handler) -> None:
+        """Tell `handler` when `fd` becomes readable, and nothing else; for those that live for one datagram."""
+        self._backend.register(fd, readable_only=True)
+        self._handlers[fd] = handler
+
+    def closing(self, fd: int) -> None:
+        """Forget `fd`, which the caller closes next; the kernel forgets it then.  An unknown one is ignored."""
+        if self._handlers.pop(fd, None) is not None:
+            self._backend.closing(fd)
 
     def poll(self) -> int:
         """Tell the handlers what became ready, without waiting.  Returns how many events there were."""

@@ -15,8 +15,9 @@ Deliberately absent: validation (CD, AD and signatures pass).
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vpnkit.proto.deadlines import NEVER
@@ -24,7 +25,7 @@ from vpnkit.proto.dns_upstreams import ATTEMPT_SECONDS, MAX_SERVERS, Choice
 from vpnkit.wire import dns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vpnkit.proto.dns_cache import Entry
     from vpnkit.proto.dns_upstreams import Server
@@ -35,6 +36,9 @@ MAX_WAITERS: Final = 16  # clients, or repetitions of one, per lookup; one more 
 MAX_TWINS: Final = 8  # lookups of one question that differ in flags or options; one more is dropped
 SWEEP_AT: Final = 256  # entries in the heap of deadlines, beyond four for each lookup
 TOTAL_SECONDS: Final = 4.5  # clients' own patience is 5 s
+IDENTS: Final = 64  # ids drawn at once; the kernel is asked for each draw
+
+_FIRST: Final = MappingProxyType({0: 1})  # the first server was asked once
 
 
 class Dice(Protocol):
@@ -50,31 +54,47 @@ UNWILLING: Final = "unwilling"  # SERVFAIL or REFUSED: another server may know
 HELD: Final = "held"  # an answer, but one that is still asked may have a better one
 
 
-@dataclass(slots=True, eq=False)
 class Lookup:
-    """One question under way.  `message` is what servers get: the client's, under an id of ours."""
+    """One question under way.  `message` is what servers get: the client's, under an id of ours.
 
-    key: bytes
-    question: bytes  # its name in lower case, type and class
-    query: Query
-    message: bytes
-    ident: int
-    choice: Choice
-    started: float
-    waiters: list[tuple[Query, Callable[[bytes], None]]]
-    stream: bool = False  # servers are asked over TCP
+    What most lookups never need is the class's until it is assigned: to make one costs half of what it would.
+    """
+
+    cache_key: bytes | None = None  # what its answer is kept under; None: it is not
     deadline: float = NEVER  # when it wants to be looked at
     attempt_ends: float = NEVER  # when the last server asked has been silent long enough
     stale: Entry | None = None  # what to say when nobody answers,
     stale_at: float = NEVER  # or when nobody did until then
     at: int = -1  # the server asked last
-    asked: dict[int, int] = field(default_factory=dict)  # how often
-    failed: set[int] = field(default_factory=set)
+    asked: Mapping[int, int] = MappingProxyType({})  # how often
     answered_by: int = -1  # the server heard last
-    silent: set[int] = field(default_factory=set)  # those whose silence was counted
-    heard: dict[int, bytes] = field(default_factory=dict)  # the answers of servers that race
+    heard: Mapping[int, bytes] = MappingProxyType({})  # the answers of servers that race
     generation: int = 0  # of what the servers were chosen from
     best: bytes | None = None  # the answer of an unwilling server, or the one that won
+
+    def __init__(
+        self,
+        key: bytes,
+        question: bytes,
+        query: Query,
+        message: bytes,
+        ident: int,
+        choice: Choice,
+        started: float,
+        waiters: list[tuple[Query, Callable[[bytes], None]]],
+        stream: bool = False,
+    ) -> None:
+        self.key = key
+        self.question = question  # its name in lower case, type and class
+        self.query = query
+        self.message = message
+        self.ident = ident
+        self.choice = choice
+        self.started = started
+        self.waiters = waiters
+        self.stream = stream  # servers are asked over TCP
+        self.failed: set[int] = set()
+        self.silent: set[int] = set()  # those whose silence was counted
 
     @property
     def servers(self) -> Sequence[Server]:
@@ -85,7 +105,7 @@ class Lookup:
         if not dns.answers_question(data, self.query, self.ident):
             return WRONG
         if self.choice.racing:
-            self.heard[server] = data
+            self.heard = {**self.heard, server: data}
             self.failed.add(server)
             return FINAL if self.is_decided() else HELD
         if data[3] & dns.RCODE in (dns.SERVFAIL, dns.REFUSED):
@@ -146,6 +166,7 @@ class Forwarder:
         self._twins: dict[bytes, int] = {}  # how many lookups of one question there are, where there are more
         self._heap: list[tuple[float, int, Lookup]] = []  # entries whose time is not the lookup's mean nothing
         self._numbers = count()
+        self._idents: list[int] = []
         self.counters = ForwarderCounters()
 
     def __len__(self) -> int:
@@ -171,13 +192,14 @@ class Forwarder:
 
     def wait(self, lookup: Lookup) -> None:
         """Look at it again when the attempt ends, or when clients are told what is stale."""
-        deadline = min(lookup.attempt_ends, lookup.stale_at)
+        deadline = lookup.attempt_ends
+        if lookup.stale_at < deadline:
+            deadline = lookup.stale_at
         if deadline != lookup.deadline:
             lookup.deadline = deadline
             heapq.heappush(self._heap, (deadline, next(self._numbers), lookup))
             if len(self._heap) > SWEEP_AT + 4 * len(self._pending):
-                self._heap = [entry for entry in self._heap if entry[2].deadline == entry[0]]
-                heapq.heapify(self._heap)
+                self._sweep()
 
     def under_way(self, query: Query, message: bytes, *, stream: bool = False) -> Lookup | None:
         """The lookup that will answer this too, if there is one."""
@@ -210,20 +232,28 @@ class Forwarder:
                 self.counters.crowded += 1
             return None
         question = query.name + query.question[-4:]
-        twins = self._twins.get(question, 0)
-        if twins >= MAX_TWINS:
-            self.counters.crowded += 1
-            return None
-        self._twins[question] = twins + 1
+        twins = self._twins
+        if question in twins:
+            if twins[question] >= MAX_TWINS:
+                self.counters.crowded += 1
+                return None
+            twins[question] += 1
+        else:
+            twins[question] = 1
         if not isinstance(choice, Choice):
             servers = tuple(choice)[:MAX_SERVERS]
             choice = Choice(servers, 1, len(servers), racing=False, hopeless=False)
-        ident = self._rng.getrandbits(16)
+        ident = self._idents.pop() if self._idents else self._draw()
         self.counters.started += 1
         waiters = [] if reply is None else [(query, reply)]
-        lookup = Lookup(key, question, query, dns.with_ident(message, ident), ident, choice, now, waiters, stream)
-        self._pending[key] = lookup
+        sent = ident.to_bytes(2, "big") + message[2:]
+        lookup = self._pending[key] = Lookup(key, question, query, sent, ident, choice, now, waiters, stream)
         return lookup
+
+    def _draw(self) -> int:
+        bits = self._rng.getrandbits(16 * IDENTS)
+        self._idents = [bits >> 16 * i & 0xFFFF for i in range(IDENTS)]
+        return self._idents.pop()
 
     def is_full(self) -> bool:
         return len(self._pending) >= MAX_IN_FLIGHT
@@ -234,19 +264,32 @@ class Forwarder:
         `silent` says that nothing came at all; otherwise the last server failed.
         """
         chosen = self._racing(lookup, now) if lookup.choice.racing else self._in_turn(lookup, now, silent)
-        for index in chosen:
-            lookup.asked[index] = lookup.asked.get(index, 0) + 1
+        lookup.asked = {**lookup.asked, **{index: lookup.asked.get(index, 0) + 1 for index in chosen}}
         if chosen:
             lookup.at = chosen[-1]
             self.wait(lookup)
         return chosen
 
+    def advance_single(self, lookup: Lookup, patience: float, now: float) -> None:
+        """The first `advance` of a lookup whose choice is single: its server is asked now, and may take `patience`."""
+        lookup.asked = _FIRST
+        lookup.at = 0
+        lookup.attempt_ends = deadline = now + patience
+        if lookup.stale_at < deadline:
+            deadline = lookup.stale_at
+        lookup.deadline = deadline
+        heap = self._heap
+        if len(heap) >= SWEEP_AT + 4 * len(self._pending):
+            self._sweep()
+        heapq.heappush(self._heap, (deadline, next(self._numbers), lookup))
+
+    def _sweep(self) -> None:
+        self._heap = [entry for entry in self._heap if entry[2].deadline == entry[0]]
+        heapq.heapify(self._heap)
+
     def _in_turn(self, lookup: Lookup, now: float, silent: bool) -> list[int]:
         servers = lookup.servers
         if not lookup.asked:
-            if lookup.choice.at_once == 1 and servers:  # nearly always
-                lookup.attempt_ends = now + self._patience(servers[0])
-                return [0]
             chosen = list(range(min(lookup.choice.at_once, len(servers))))
             self.counters.raced += max(len(chosen) - 1, 0)
             if chosen:
@@ -301,11 +344,14 @@ class Forwarder:
         if answer is None:
             self.counters.unanswered += 1
             return self.tell(lookup, lambda query: dns.encode_reply(query, dns.SERVFAIL))
-        found = answer
-        return self.tell(lookup, lambda query: self._for_client(found, query))
+        waiters, lookup.waiters = lookup.waiters, []
+        return [(reply, self._for_client(answer, query)) for query, reply in waiters]
 
     def _for_client(self, answer: bytes, query: Query) -> bytes:
-        mine = dns.for_client(answer, query)
+        if answer.startswith(query.question, dns.HEADER.size) and answer[4:6] == b"\0\1":  # nearly always
+            mine = query.ident.to_bytes(2, "big") + answer[2:]
+        else:
+            mine = dns.for_client(answer, query)
         if len(mine) > query.udp_size:
             self.counters.truncated += 1
             return dns.truncate(mine, query.udp_size)

@@ -42,6 +42,9 @@ PREFETCH_AT: Final = 0.9  # of its time
 MIN_PREFETCH_TTL: Final = 10  # seconds; shorter ones would be asked all the time
 
 _TTL: Final = struct.Struct("!L")
+_NOTHING: Final = bytes(4)  # no records in two sections; a TTL of 0
+_KEPT: Final = (dns.NOERROR, dns.NXDOMAIN)
+_ABOUT_IT: Final = dns.POINTER_TO_QUESTION  # how nearly every first record begins
 _HARMLESS: Final = frozenset({dns.COOKIE, dns.TCP_KEEPALIVE, dns.PADDING})  # options that change no answer
 
 
@@ -141,13 +144,16 @@ class Cache:
     def find(self, query: Query) -> Entry | None:
         """What is known about `query`, be its time over or not; `Entry.expires` and `STALE_SECONDS` say."""
         key = cache_key(query)
-        if key is None:
-            return None
+        return None if key is None else self.find_key(key)
+
+    def find_key(self, key: bytes) -> Entry | None:
+        """What is known under a key, likewise."""
         found = self._entries.get(key)
+        if found is None:
+            return None
         if isinstance(found, Unread):
             return self._read(found)
-        if found is not None:
-            self._entries.move_to_end(key)
+        self._entries.move_to_end(key)
         return found
 
     def wants_refresh(self, entry: Entry, now: float) -> bool:
@@ -214,11 +220,18 @@ class Cache:
 
         It is read when it is asked for, and only then may turn out to be none to keep: most answers are asked for once.
         """
-        if response[2] & dns.TC >> 8 or response[3] & dns.RCODE not in (dns.NOERROR, dns.NXDOMAIN):
-            return False
         key = cache_key(query)
-        if key is None or response[4:6] != b"\0\1" or response[6:10] == bytes(4):
+        return key is not None and self.store_key(key, query, response, now)
+
+    def store_key(self, key: bytes, query: Query, response: bytes, now: float) -> bool:
+        """The same, where the query's key is known."""
+        if response[2] & 0x02 or response[3] & 0x0F not in _KEPT:  # TC, and the rcode
             return False
+        if response[4:6] != b"\0\1" or response[6:10] == _NOTHING:
+            return False
+        first = dns.HEADER.size + len(query.question)
+        if response.startswith(_ABOUT_IT, first) and response[first + 6 : first + 10] == _NOTHING:
+            return False  # the TTL of the first record
         before = self._entries.pop(key, None)
         if before is not None:
             self.octets -= before.octets
@@ -251,6 +264,8 @@ class Cache:
     def _grow(self, entry: Entry | Unread, octets: int) -> None:
         entry.octets += octets
         self.octets += octets
+        if len(self._entries) <= self._max_entries and self.octets <= self._max_octets:
+            return
         while len(self._entries) > 1 and (len(self._entries) > self._max_entries or self.octets > self._max_octets):
             oldest = next(iter(self._entries.values()))
             if oldest is entry:  # only when it is itself the one not asked for longest

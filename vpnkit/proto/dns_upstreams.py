@@ -116,6 +116,7 @@ class Choice(NamedTuple):
     awaited: int  # where servers race: so many of the first are worth waiting for
     racing: bool
     hopeless: bool  # none of them has answered lately
+    is_single: bool = False  # there is one server, who answers and is asked by datagrams: nearly always
 
 
 class Upstreams:
@@ -123,13 +124,22 @@ class Upstreams:
 
     def __init__(self) -> None:
         self._healths: dict[Server, Health] = {}
+        # the last one looked up, for to hash a server costs more than all the rest
+        self._server: Server | None = None
+        self._health = Health()
+        # the last choice without a choice
+        self._servers: Sequence[Server] = ()
+        self._choice = Choice((), 0, 0, racing=False, hopeless=False)
 
     def health(self, server: Server) -> Health:
+        if server is self._server:
+            return self._health
         known = self._healths.get(server)
         if known is None:
             if len(self._healths) >= MAX_HEALTHS:
                 del self._healths[next(iter(self._healths))]
             known = self._healths[server] = Health()
+        self._server, self._health = server, known
         return known
 
     def all(self) -> dict[Server, Health]:
@@ -139,9 +149,13 @@ class Upstreams:
     def choose(self, servers: Sequence[Server], now: float, *, racing: bool = False) -> Choice:
         """Whom to ask among `servers`.  A failing one that is given another chance by this is not given one again
         before its time comes."""
-        limit = MAX_RACING if racing else MAX_SERVERS
         if len(servers) == 1 and not self.health(servers[0]).failures:  # nearly always
-            return Choice(tuple(servers), 1, 1, racing, hopeless=False)
+            if servers is not self._servers or racing is not self._choice.racing:
+                is_single = not racing and servers[0].kind == "dns"
+                self._choice = Choice(tuple(servers), 1, 1, racing, hopeless=False, is_single=is_single)
+                self._servers = self._choice.servers
+            return self._choice
+        limit = MAX_RACING if racing else MAX_SERVERS
         good: list[Server] = []
         bad: list[Server] = []
         hopeless = True
@@ -173,11 +187,11 @@ class Upstreams:
         return time > SLOW_SECONDS and self.health(other).srtt < time / 2
 
     def patience(self, server: Server) -> float:
-        return self.health(server).patience()
+        return (self._health if server is self._server else self.health(server)).patience()
 
     def answered(self, server: Server, seconds: float) -> None:
         """It gave an answer to what was asked, after so long."""
-        health = self.health(server)
+        health = self._health if server is self._server else self.health(server)
         health.answered += 1
         health.failures = 0
         if health.srtt:

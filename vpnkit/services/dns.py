@@ -16,14 +16,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
 from vpnkit.flow.host import resolver_socket
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.proto.dns import FINAL, HELD, TOTAL_SECONDS, WRONG, Forwarder
-from vpnkit.proto.dns_cache import STALE_RETRY, STALE_SECONDS
+from vpnkit.proto.dns_cache import STALE_RETRY, STALE_SECONDS, cache_key
 from vpnkit.proto.dns_upstreams import ATTEMPT_SECONDS
 from vpnkit.services import dns64 as dns64_service
 from vpnkit.services.dns_attempts import Attempt, DatagramAttempt, TaskAttempt
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from vpnkit.proto.dns_cache import Entry
     from vpnkit.services.dns_resolver import Resolver
     from vpnkit.wire.dns import Query
+
+    Reply: TypeAlias = Callable[[bytes], None]
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ class DnsService:
         self._closed = False
         self.own = Own()
 
-    def query(self, message: bytes, client_ip: bytes, reply: Callable[[bytes], None]) -> None:
+    def query(self, message: bytes, client_ip: bytes, reply: Reply) -> None:
         """Answer a UDP query from `client_ip` (4 or 16 octets) by calling `reply` at most once, now or later."""
         if self._closed:
             return
@@ -114,14 +116,7 @@ class DnsService:
         self._answer(query, message, client_ip, reply, now)
 
     def _answer(
-        self,
-        query: Query,
-        message: bytes,
-        client_ip: bytes,
-        reply: Callable[[bytes], None],
-        now: float,
-        *,
-        stream: bool = False,
+        self, query: Query, message: bytes, client_ip: bytes, reply: Reply, now: float, *, stream: bool = False
     ) -> None:
         """Answer from anywhere."""
         resolver = self.resolver
@@ -143,7 +138,7 @@ class DnsService:
             return
         self._look_up(query, message, reply, now, stream=stream, may_repeat=not stream)
 
-    def _inner(self, message: bytes, client_ip: bytes, reply: Callable[[bytes], None], stream: bool) -> None:
+    def _inner(self, message: bytes, client_ip: bytes, reply: Reply, stream: bool) -> None:
         """Ask something that no client asked: `reply` gets all of the answer."""
         query = dns.decode_query(message)
         query.udp_size = STREAM_SIZE
@@ -156,22 +151,16 @@ class DnsService:
     # Lookups
 
     def _look_up(
-        self,
-        query: Query,
-        message: bytes,
-        reply: Callable[[bytes], None],
-        now: float,
-        *,
-        stream: bool,
-        may_repeat: bool = False,
+        self, query: Query, message: bytes, reply: Reply, now: float, *, stream: bool, may_repeat: bool = False
     ) -> None:
         """Answer from the cache or by asking.  `may_repeat`: the same message will have the same answer."""
         cache = self._cache
-        entry = cache.find(query)
+        key = cache_key(query)
+        entry = cache.find_key(key) if key is not None else None
         if entry is not None and now < entry.expires:
             reply(cache.answer(entry, query, message, now, keep=may_repeat))
             if cache.wants_refresh(entry, now) and not self._forwarder.is_full():
-                self._start(query, message, None, now, None, stream=stream)
+                self._start(query, message, None, now, key, None, stream=stream)
             return
         cache.counters.misses += 1
         if entry is not None and now >= entry.expires + STALE_SECONDS:
@@ -184,19 +173,21 @@ class DnsService:
             forwarder.counters.overflowed += 1
             reply(dns.encode_reply(query, dns.SERVFAIL) if entry is None else cache.stale_answer(entry, query, now))
             return
-        self._start(query, message, reply, now, entry, stream=stream)
+        self._start(query, message, reply, now, key, entry, stream=stream)
 
     def _start(
         self,
         query: Query,
         message: bytes,
-        reply: Callable[[bytes], None] | None,
+        reply: Reply | None,
         now: float,
+        key: bytes | None,
         stale: Entry | None,
         *,
         stream: bool,
     ) -> None:
-        """Ask servers; `reply` is None when nobody waits, `stale` what to say when they are gone."""
+        """Ask servers; `reply` is None when nobody waits, `key` what the answer is kept under, `stale` what to say
+        when they are gone."""
         resolver = self.resolver
         choice = resolver.choose(query, now)
         if stale is not None and reply is not None:
@@ -212,9 +203,19 @@ class DnsService:
             lookup.stale = stale
             if reply is not None:
                 lookup.stale_at = now + STALE_AFTER
-        self._attempts[lookup] = []
+        lookup.cache_key = key
         lookup.generation = resolver.generation
-        self._ask_next(lookup)
+        attempts: list[Attempt] = []
+        self._attempts[lookup] = attempts
+        if not choice.is_single or stream:
+            self._ask_next(lookup)
+            return
+        # nearly always: what `_ask_next` does, without its loops
+        self._forwarder.advance_single(lookup, resolver.upstreams.patience(choice.servers[0]), now)
+        if not self._ask(lookup, attempts, 0, now):
+            self._ask_next(lookup)
+        elif lookup.deadline < self.queued_at:
+            self._deadlines.update(self)
 
     def next_deadline(self) -> float:
         """For the guest's Deadlines."""
@@ -243,13 +244,16 @@ class DnsService:
         stale = lookup.stale
         if stale is not None and now >= lookup.stale_at:
             lookup.stale_at = NEVER
-            for reply, data in self._forwarder.tell(lookup, lambda query: self._cache.stale_answer(stale, query, now)):
-                reply(data)
+            self._tell_stale(lookup, stale, now)
         if now < lookup.attempt_ends:
             self._forwarder.wait(lookup)
             return
         self._count_silence(lookup, now)
         self._ask_next(lookup, silent=True)
+
+    def _tell_stale(self, lookup: Lookup, stale: Entry, now: float) -> None:
+        for reply, data in self._forwarder.tell(lookup, lambda query: self._cache.stale_answer(stale, query, now)):
+            reply(data)
 
     def _count_silence(self, lookup: Lookup, now: float) -> None:
         """Those who were asked and have not answered in their time are failing, each once.  Where servers race, the
@@ -301,7 +305,7 @@ class DnsService:
             made = DatagramAttempt(self, lookup, index, now)
             self._sockets += 1
             attempts.append(made)
-            self._poller.register(made.sock.fileno(), made)
+            self._poller.register_reader(made.sock.fileno(), made)
         except OSError:
             lookup.failed.add(index)
             self.resolver.upstreams.failed(server, now)
@@ -313,6 +317,16 @@ class DnsService:
     def heard(self, attempt: Attempt, data: bytes) -> bool:
         lookup = attempt.lookup
         verdict = lookup.judge(attempt.index, data)
+        if verdict == FINAL and lookup.choice.is_single and lookup in self._attempts:  # nearly always
+            now = self._clock()
+            self.resolver.upstreams.answered(lookup.choice.servers[0], now - attempt.sent_at)
+            for over in self._attempts.pop(lookup):
+                self._close(over)
+            if lookup.cache_key is not None and lookup.generation == self.resolver.generation:
+                self._cache.store_key(lookup.cache_key, lookup.query, data, now)
+            for reply, answer in self._forwarder.finish(lookup, data):
+                reply(answer)
+            return False
         if lookup not in self._attempts:
             return self._heard_late(attempt, verdict)
         if verdict == WRONG:
@@ -383,12 +397,9 @@ class DnsService:
             stale = lookup.stale
             if stale is not None:
                 stale.retry_at = now + STALE_RETRY
-                for reply, data in self._forwarder.tell(
-                    lookup, lambda query: self._cache.stale_answer(stale, query, now)
-                ):
-                    reply(data)
-        elif lookup.generation == self.resolver.generation:
-            self._cache.store(lookup.query, answer, now)
+                self._tell_stale(lookup, stale, now)
+        elif lookup.cache_key is not None and lookup.generation == self.resolver.generation:
+            self._cache.store_key(lookup.cache_key, lookup.query, answer, now)
         for reply, data in self._forwarder.finish(lookup, answer):
             reply(data)
 
@@ -419,7 +430,7 @@ class DnsService:
     def _close(self, attempt: Attempt) -> None:
         if isinstance(attempt, DatagramAttempt):
             self._sockets -= 1
-            self._poller.unregister(attempt.sock.fileno())
+            self._poller.closing(attempt.sock.fileno())
         attempt.close()
 
     # TCP

@@ -70,14 +70,21 @@ class DatagramAttempt(Attempt):
 
     def __init__(self, owner: Owner, lookup: Lookup, index: int, now: float) -> None:
         """Send the question.  Raises OSError."""
-        super().__init__(owner, lookup, index, now)
-        family, address = socket_address(lookup.servers[index])
-        self.sock = owner.open_socket(family)
+        self.owner = owner
+        self.lookup = lookup
+        self.index = index
+        self.sent_at = now
+        self.wrong = 0
+        family, address = socket_address(lookup.choice.servers[index])
+        sock = self.sock = owner.open_socket(family)
         try:
-            self.sock.connect(address)
-            self.send()
+            sock.connect(address)
+            try:
+                sock.send(lookup.message)
+            except BlockingIOError:
+                pass  # lost, as the network might lose it
         except BaseException:
-            self.sock.close()
+            sock.close()
             raise
 
     def send(self) -> None:

@@ -23,6 +23,7 @@ HEADER: Final = struct.Struct("!HHHHHH")
 QUESTION: Final = struct.Struct("!HH")
 RECORD: Final = struct.Struct("!HHLH")  # what follows a record's name
 _OFFSET: Final = struct.Struct("!H")
+_START: Final = struct.Struct("!HHH")
 _OPTION: Final = struct.Struct("!HHH")
 
 QR: Final = 0x8000
@@ -278,13 +279,15 @@ def answers_question(data: bytes, query: Query, ident: int) -> bool:
     """
     if len(data) < HEADER.size:
         return False
-    their_ident, flags, questions, *_ = HEADER.unpack_from(data)
+    their_ident, flags, questions = _START.unpack_from(data)
     if their_ident != ident or not flags & QR or (flags ^ query.flags) & OPCODE:
         return False
     question = query.question
     if questions == 1:
+        if data.startswith(question, HEADER.size):
+            return True
         theirs = data[12 : 12 + len(question)]
-        return theirs == question or (theirs[-4:] == question[-4:] and theirs[:-4].lower() == query.name)
+        return theirs[-4:] == question[-4:] and theirs[:-4].lower() == query.name
     return questions == 0 and len(data) == HEADER.size and flags & RCODE in (FORMERR, NOTIMP)
 
 

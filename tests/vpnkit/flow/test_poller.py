@@ -94,3 +94,28 @@ async def test_waiting(poller, pair):
         assert nursery.child_tasks
         b.send(b"x")
     assert poller.poll() == 1
+
+
+def test_a_reader_is_not_told_that_it_may_write(poller: Poller, pair) -> None:
+    a, b = pair
+    recorder = Recorder()
+    poller.register_reader(a.fileno(), recorder)
+    assert poller.poll() == 0
+    b.send(b"x")
+    poller.poll()
+    assert recorder.events == [READABLE]
+
+
+def test_what_is_closed_next_is_forgotten(poller: Poller) -> None:
+    """The same descriptor number may be taken again at once."""
+    for _ in range(3):
+        a, b = socket.socketpair()
+        with b:
+            with a:
+                recorder = Recorder()
+                poller.register_reader(a.fileno(), recorder)
+                b.send(b"x")
+                poller.closing(a.fileno())
+            assert poller.poll() == 0
+            assert recorder.events == []
+            assert len(poller) == 0
