@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import time
+import types
 
 NAME = "vpnkit.net.network"
 
@@ -34,6 +35,7 @@ if __name__ == NAME:
             self.plan = plan
             self.options = options
             self.events = None
+            self.http_proxy = types.SimpleNamespace(service=None)
 
         async def run(self, task_status=trio.TASK_STATUS_IGNORED):
             if os.environ.get("FAKE_SLOW"):
