@@ -24,6 +24,7 @@ import socket
 import sys
 import tempfile
 import types
+import urllib.request  # noqa: F401  # later it would ask macOS's own module for proxies
 from pathlib import Path
 
 import trio

@@ -12,5 +12,7 @@ FORBIDDEN: Final = (
     "tapdev._namespace_init",
     "tapdev._namespace_mounts",
 )
-# Those, and what stands on them: `vpnkit run` behind its options, TAP devices as sources.
-FOR_LINUX: Final = frozenset({*FORBIDDEN, "tapdev.sources.tap", "vpnkit.cli.run", "vpnkit.cli.demo_guest"})
+# Those, and what stands on them: `vpnkit run` behind its options, TAP devices as sources; and who listens in a guest.
+FOR_LINUX: Final = frozenset(
+    {*FORBIDDEN, "tapdev.sources.tap", "vpnkit.cli.run", "vpnkit.cli.demo_guest", "portfwd.auto.sock_diag"}
+)

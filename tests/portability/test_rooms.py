@@ -20,6 +20,8 @@ NOT_THERE = {
     "who is at the other end of a unix socket": "test_peers or test_a_taken_path_fails_before_started"
     " or test_what_a_live_process_serves_is_an_error_that_names_it",
     "an ICMP error about a datagram of an unconnected socket": "test_nobody_listens",
+    "datagrams of more than 9216 octets from a test's own server": "test_udp_has_a_channel_for_each_client"
+    " or test_bug_answers_larger_than_4096_octets",
     "unix sockets of type seqpacket": "seqpacket or Seqpacket or test_an_empty_packet_is_the_end_for_good"
     " or test_descriptors_are_adopted",
 }
@@ -29,7 +31,7 @@ def passes(*paths: str) -> None:
     unwanted = " or ".join(NOT_THERE.values())
     environment = {name: value for name, value in os.environ.items() if name != "VPNKIT_NO_SKIPS"}
     argv = [*MACOS, "-k", f"not ({unwanted})", *paths]  # what asks for Linux itself is skipped
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=110, env=environment)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout[-4000:]
 
 
@@ -48,6 +50,7 @@ def test_host_sockets_of_a_guest():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(330)
 @pytest.mark.parametrize("room", ["portfwd", "vpnkit/control", "vpnkit/services"])
 def test_room(room):
     passes(f"tests/{room}")
