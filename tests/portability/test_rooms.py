@@ -18,7 +18,8 @@ NOT_THERE = {
     "who has a port, which /proc says": "test_a_busy_port_is_an_error_that_says_who_has_it"
     " or test_nothing_listens_when_one_address_is_busy",
     "who is at the other end of a unix socket": "test_peers or test_a_taken_path_fails_before_started"
-    " or test_what_a_live_process_serves_is_an_error_that_names_it",
+    " or test_what_a_live_process_serves_is_an_error_that_names_it"
+    " or test_a_filter_is_followed_until_the_reader_goes",
     "an ICMP error about a datagram of an unconnected socket": "test_nobody_listens",
     "datagrams of more than 9216 octets from a test's own server": "test_udp_has_a_channel_for_each_client"
     " or test_bug_answers_larger_than_4096_octets",
