@@ -29,7 +29,9 @@ venv: .venv/.stamp
 demo: venv
 	$(BIN)/vpnkit demo
 
+# The tests start us some hundred times, also where Python may write no bytecode.
 test: venv
+	$(BIN)/python -m compileall -q vpnkit tapdev portfwd pcap
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(SLOW),,-m 'not slow') $(ARGS)
 
 lint: venv
