@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-FILES = ["README", "flows.json", "forwards.json", "guests.json", "leases.json", "status.json"]
+FILES = ["README", "capture", "flows.json", "forwards.json", "guests.json", "leases.json", "status.json"]
 
 
 @pytest.fixture(scope="module")
