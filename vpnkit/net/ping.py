@@ -14,7 +14,7 @@ from vpnkit.flow import error_queue
 from vpnkit.flow.error_queue import HostError
 from vpnkit.flow.marks import Marks
 from vpnkit.flow.poller import HANGUP, READABLE
-from vpnkit.net.problems import Problem, mtu_behind_nat64, problem_of
+from vpnkit.net.problems import EXPIRIES, Problem, mtu_behind_nat64, problem_of
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.wire import icmp, icmpv6, ipv4, ipv6
 from vpnkit.wire.checksum import checksum, ones_sum
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS: Final = 60.0  # RFC 5508 REQ-2
 MAX_PEERS: Final = 512  # of one identifier; the oldest is forgotten
 RECEIVE_BUDGET: Final = 64  # reads of one socket per turn of the loop
-EXPIRIES: Final = frozenset({Problem.EXPIRED, Problem.NOT_REASSEMBLED})
 
 
 class PingSession:

@@ -27,6 +27,8 @@ class Problem(Enum):
     NOT_REASSEMBLED = auto()
 
 
+EXPIRIES: Final = frozenset({Problem.EXPIRED, Problem.NOT_REASSEMBLED})  # "time exceeded" of both families
+
 ICMP: Final[Mapping[Problem, tuple[int, int]]] = {
     Problem.NET_UNREACHABLE: (icmp.DEST_UNREACHABLE, icmp.NET_UNREACHABLE),
     Problem.HOST_UNREACHABLE: (icmp.DEST_UNREACHABLE, icmp.HOST_UNREACHABLE),

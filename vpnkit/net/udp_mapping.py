@@ -19,7 +19,7 @@ from vpnkit.flow import error_queue
 from vpnkit.flow.host import text
 from vpnkit.flow.marks import Marks
 from vpnkit.flow.poller import HANGUP, READABLE
-from vpnkit.net.problems import Problem, mtu_behind_nat64, problem_of
+from vpnkit.net.problems import EXPIRIES, Problem, mtu_behind_nat64, problem_of
 from vpnkit.proto.deadlines import NEVER
 from vpnkit.wire import icmpv6, ipv4, ipv6, udp
 
@@ -41,7 +41,6 @@ MAX_SUPER_FRAME: Final = 128  # datagrams: UDP_MAX_SEGMENTS; a guest's kernel ma
 
 UDP_SEGMENT: Final = 103  # linux/udp.h, level IPPROTO_UDP
 LINUX: Final = sys.platform == "linux"
-EXPIRIES: Final = frozenset({Problem.EXPIRED, Problem.NOT_REASSEMBLED})
 
 _UNREACHABLE: Final = {
     errno.ENETUNREACH: Problem.NET_UNREACHABLE,
